@@ -1,0 +1,3 @@
+"""Tropilla: one OpenAI-compatible endpoint for a herd of llama.cpp servers."""
+
+__version__ = "0.1.0"

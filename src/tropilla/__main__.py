@@ -1,0 +1,6 @@
+"""`python -m tropilla` is the `tropilla` command."""
+
+from tropilla.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""What OpenAI's wire APIs share: common fields of a request, usage, error envelope, SSE end.
+
+Two forms of one field are read wherever llama.cpp has its own beside OpenAI's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tropilla.dialects import _problems
+from tropilla.dialects._fields import Fields, invalid, write_knobs, wrong_type
+from tropilla.framing import SSE_PING
+from tropilla.ir import (
+    Bias,
+    FinishReason,
+    Json,
+    JsonObject,
+    Knobs,
+    Malformed,
+    Problem,
+    Request,
+    Traits,
+    Usage,
+)
+
+CONTENT_TYPE = "text/event-stream; charset=utf-8"
+PING = SSE_PING
+
+encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+
+def decode(data: bytes) -> Json:
+    """An upstream's JSON.
+
+    Raises:
+        Malformed: it is none.
+    """
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Malformed(f"The upstream sent something that is not JSON: {error}.") from None
+
+
+def read_limit(fields: Fields) -> int | None:
+    """The most tokens to write: the newest name first, then the old, then llama.cpp's.
+
+    -1 is llama.cpp's way to say "no limit", also under the other names.
+    """
+    limits = [
+        (name, fields.integer(name))
+        for name in ("max_completion_tokens", "max_tokens", "n_predict")
+    ]
+    for name, limit in limits:
+        if limit is not None:
+            if limit == -1:
+                return None
+            if limit < 1:
+                raise invalid(
+                    fields.at(name),
+                    f"expected a value >= 1, but got {limit} instead.",
+                    "integer_below_min_value",
+                )
+            return limit
+    return None
+
+
+def read_logit_bias(value: Json, path: str) -> tuple[Bias, ...]:
+    """`{"id": amount}`, or llama.cpp's `[[id or text, amount or false], ...]`."""
+    if value is None:
+        return ()
+    if type(value) is dict:
+        pairs: list[Any] = [
+            [int(token) if token.isascii() and token.isdecimal() else token, amount]
+            for token, amount in value.items()
+        ]
+    elif type(value) is list:
+        pairs = value
+    else:
+        raise wrong_type(path, "an object", value)
+    return tuple(_read_bias(pair, f"{path}.{i}") for i, pair in enumerate(pairs))
+
+
+def _read_bias(pair: Json, path: str) -> Bias:
+    match pair:
+        case [bool(), _]:
+            pass
+        case [int() | str() as token, False as amount]:
+            return Bias(token=token, amount=amount)
+        case [int() | str() as token, bool()]:
+            pass
+        case [int() | str() as token, int() | float() as amount]:
+            if not -100 <= amount <= 100:
+                raise invalid(path, f"expected a bias between -100 and 100, but got {amount}.")
+            return Bias(token=token, amount=amount)
+    raise wrong_type(path, "a token and its bias", pair)
+
+
+def write_logit_bias(biases: tuple[Bias, ...], traits: Traits) -> Json:
+    """Pairs for llama.cpp, which every build of it reads; the object for anybody else."""
+    if traits.llamacpp:
+        return [[bias.token, bias.amount] for bias in biases]
+    return {str(bias.token): -100 if bias.amount is False else bias.amount for bias in biases}
+
+
+def read_stream_options(fields: Fields, *, stream: bool) -> bool:
+    """Whether the client wants usage in its stream."""
+    options = fields.object("stream_options")
+    if options is None:
+        return False
+    if not stream:
+        raise invalid("stream_options", "it is only allowed when 'stream' is true.")
+    return bool(Fields(options, "stream_options").boolean("include_usage"))
+
+
+def write_common(request: Request, traits: Traits) -> JsonObject:
+    """The fields that chat and completions have in common. Usage is always asked for."""
+    body: JsonObject = dict(request.extras)
+    if request.model is not None:
+        body["model"] = request.model
+    body["stream"] = True
+    body["stream_options"] = {"include_usage": True}
+    if request.knobs != _NO_KNOBS:
+        body |= write_knobs(request.knobs)
+    if request.max_tokens is not None:
+        body["max_tokens"] = request.max_tokens
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if request.n != 1:
+        body["n"] = request.n
+    if request.logit_bias:
+        body["logit_bias"] = write_logit_bias(request.logit_bias, traits)
+    return body
+
+
+_NO_KNOBS = Knobs()
+
+
+def read_usage(value: Json) -> Usage | None:
+    """OpenAI's usage object; anything else is none."""
+    if type(value) is not dict:
+        return None
+    rest: JsonObject = value.copy()
+    rest.pop("total_tokens", None)
+    prompt, completion = rest.pop("prompt_tokens", None), rest.pop("completion_tokens", None)
+    inner = rest.pop("prompt_tokens_details", None)
+    outer = rest.pop("completion_tokens_details", None)
+    return Usage(
+        prompt_tokens=_count(prompt) or 0,
+        completion_tokens=_count(completion) or 0,
+        cached_tokens=_count(inner.get("cached_tokens")) if type(inner) is dict else None,
+        reasoning_tokens=_count(outer.get("reasoning_tokens")) if type(outer) is dict else None,
+        extras=rest,
+    )
+
+
+def _count(value: Json) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def write_usage(usage: Usage | None) -> JsonObject:
+    """OpenAI's usage object, with every key that its newest clients know."""
+    usage = usage or Usage()
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens or 0, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens or 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+        **usage.extras,
+    }
+
+
+_REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "content_filter": "content_filter",
+    "function_call": "function_call",
+}
+
+
+def read_reason(value: Json) -> FinishReason:
+    """A finish reason; one that OpenAI does not know means that the model stopped."""
+    return _REASONS.get(value, "stop") if type(value) is str else "stop"
+
+
+def parse_problem(status: int, body: bytes) -> Problem:
+    """Read an upstream's refusal."""
+    return _problems.parse(status, body)
+
+
+def render_problem(problem: Problem, status: int) -> bytes:  # noqa: ARG001 - other dialects say it
+    """OpenAI's envelope, with all four keys."""
+    return encode({"error": error_body(problem)})
+
+
+def error_body(problem: Problem) -> JsonObject:
+    """The inside of OpenAI's error envelope."""
+    kind, code = _ERRORS[problem.kind]
+    return {
+        "message": problem.message,
+        "type": kind,
+        "param": problem.param,
+        "code": problem.code or code,
+        **problem.extras,
+    }
+
+
+_ERRORS: dict[str, tuple[str, str | None]] = {
+    "malformed": ("invalid_request_error", None),
+    "too_large": ("invalid_request_error", "request_too_large"),
+    "unsupported_media": ("invalid_request_error", "unsupported_media_type"),
+    "context_exceeded": ("invalid_request_error", "context_length_exceeded"),
+    "unsupported": ("invalid_request_error", "unsupported_value"),
+    "unauthenticated": ("invalid_request_error", "invalid_api_key"),
+    "forbidden": ("invalid_request_error", "forbidden"),
+    "not_found": ("not_found_error", "unknown_url"),
+    "method_not_allowed": ("invalid_request_error", "method_not_allowed"),
+    "unknown_model": ("invalid_request_error", "model_not_found"),
+    "limited": ("rate_limit_error", "rate_limit_exceeded"),
+    "loading": ("server_error", "model_loading"),
+    "unavailable": ("server_error", "no_upstream"),
+    "upstream_failed": ("server_error", "upstream_error"),
+    "timeout": ("server_error", "upstream_timeout"),
+    "internal": ("server_error", "internal_error"),
+}

@@ -1,0 +1,591 @@
+"""llama.cpp's own API: `POST /completion` and `/infill`, from the first server to today's.
+
+As a front it gives everything that a llama-server gave, in its own shape. As a back it sends
+what every generation of the server reads alike (`stop` as an array, `logit_bias` as pairs,
+`n_predict`), and reads both the old names and the new (seed: b1496; `stop_type` since b4275).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tropilla.dialects import Route, Stamp, Wire, _problems
+from tropilla.dialects._fields import (
+    Fields,
+    missing,
+    read_knobs,
+    texts,
+    write_knobs,
+    wrong_type,
+)
+from tropilla.dialects._openai import (
+    CONTENT_TYPE,
+    PING,
+    decode,
+    encode,
+    error_body,
+    parse_problem,
+    read_logit_bias,
+    write_logit_bias,
+)
+from tropilla.framing import COMMENT, Frame, sse
+from tropilla.ir import (
+    Answer,
+    Chat,
+    Choice,
+    ChoiceEnded,
+    Completion,
+    Event,
+    Extras,
+    Failed,
+    Finished,
+    FinishReason,
+    Format,
+    Infill,
+    Json,
+    JsonObject,
+    Malformed,
+    PartDelta,
+    PartEnded,
+    PartStarted,
+    Problem,
+    Progress,
+    Prompt,
+    Request,
+    Started,
+    Text,
+    TokenLogprob,
+    Traits,
+    Usage,
+)
+
+__all__ = ["CONTENT_TYPE", "NAME", "PING", "ROUTES", "parse_problem"]
+
+NAME = "llamacpp"
+ROUTES = (Route(path="/completion", v1=False), Route(path="/infill", v1=False))
+
+
+# A client's request.
+
+
+def parse_request(body: JsonObject, path: str) -> Request:
+    """Read a native request; what the IR does not model goes to the engine as it is."""
+    fields = Fields(body)
+    stream = fields.boolean("stream") or False
+    if path == "/infill":
+        asked: Infill | Completion = Infill(
+            prefix=fields.string("input_prefix") or "",
+            suffix=fields.string("input_suffix") or "",
+            prompt=fields.string("prompt"),
+        )
+    else:
+        prompts, listed = _parse_prompts(fields.any("prompt"))
+        asked = Completion(prompts=prompts, listed=listed)
+    schema = fields.object("json_schema")
+    n_probs = fields.integer("n_probs", 0)
+    return Request(
+        dialect=NAME,
+        input=asked,
+        model=fields.string("model"),
+        stream=stream,
+        n=_first(fields, "n_cmpl", "n") or 1,
+        max_tokens=_read_limit(fields),
+        stop=texts(fields.any("stop"), "stop"),
+        knobs=read_knobs(fields, openai=False),
+        logit_bias=read_logit_bias(fields.any("logit_bias"), "logit_bias"),
+        logprobs=n_probs or None,
+        format=None if schema is None else Format(kind="json_schema", schema=schema),
+        tokenize=fields.boolean("tokenize") or False,
+        extras=fields.rest,
+    )
+
+
+def _first(fields: Fields, *names: str) -> int | None:
+    values = [fields.integer(name, 1) for name in names]
+    return next((value for value in values if value is not None), None)
+
+
+def _read_limit(fields: Fields) -> int | None:
+    # In this order, as the server reads them (b8144).
+    values = [
+        fields.integer(name, -1) for name in ("n_predict", "max_completion_tokens", "max_tokens")
+    ]
+    limit = next((value for value in values if value is not None), None)
+    return None if limit == -1 else limit
+
+
+def _parse_prompts(value: Json) -> tuple[tuple[Prompt, ...], bool]:
+    """One prompt, or a list of them: a list that holds a bare token id is one prompt."""
+    match value:
+        case None:
+            raise missing("prompt")
+        case str() | dict():
+            return (value,), False
+        case []:
+            raise wrong_type("prompt", "a prompt", value)
+        case list():
+            if any(type(item) is int for item in value):
+                return (value,), False
+            for index, item in enumerate(value):
+                if not isinstance(item, str | list | dict):
+                    raise wrong_type(f"prompt.{index}", "a prompt", item)
+            return tuple(value), True
+    raise wrong_type("prompt", "a string, token ids or a list of prompts", value)
+
+
+# A request to an upstream.
+
+
+def render_request(request: Request, traits: Traits) -> Wire:
+    """Say a request as a native completion or infill."""
+    body: JsonObject = dict(request.extras)
+    # What Tropilla does itself with the answer: the engine must not do it first.
+    body.pop("response_fields", None)
+    if request.model is not None:
+        body["model"] = request.model
+    match request.input:
+        case Completion(prompts=prompts, listed=listed):
+            path, body["prompt"] = "/completion", list(prompts) if listed else prompts[0]
+        case Infill(prefix=prefix, suffix=suffix, prompt=prompt):
+            path = "/infill"
+            body["input_prefix"], body["input_suffix"] = prefix, suffix
+            if prompt is not None:
+                body["prompt"] = prompt
+        case Chat():
+            raise Malformed("A native endpoint cannot read a conversation.", kind="unsupported")
+    if request.dialect != NAME:
+        # As api_like_OAI.py asked for it: keep the whole prompt, and reuse what is cached.
+        body.setdefault("n_keep", -1)
+        body.setdefault("cache_prompt", True)
+    body["stream"] = True
+    body |= write_knobs(request.knobs)
+    if request.max_tokens is not None:
+        body["n_predict"] = request.max_tokens
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if request.n != 1:
+        body["n_cmpl"] = request.n
+    if request.logit_bias:
+        body["logit_bias"] = write_logit_bias(request.logit_bias, traits)
+    if request.logprobs is not None:
+        body["n_probs"] = max(request.logprobs, 1)
+    match request.format:
+        case Format(kind="json_schema", schema=schema):
+            body["json_schema"] = schema or {}
+        case Format(kind="json_object"):
+            body["json_schema"] = {"type": "object"}
+    return Wire(path=path, body=body)
+
+
+# What an upstream answers.
+
+
+def stream_parser(request: Request, *, extras: bool) -> _Parser:
+    """A parser of native chunks."""
+    return _Parser(request, extras=extras)
+
+
+_CHUNK = {"index", "content", "tokens", "stop", "completion_probabilities", "prompt_progress"}
+
+
+class _Parser:
+    def __init__(self, request: Request, *, extras: bool) -> None:
+        self._request = request
+        self._extras = extras
+        self._open: set[int] = set()
+        self._finals: dict[int, JsonObject] = {}
+        self._started = False
+        self._over = False
+
+    def feed(self, frames: Sequence[Frame]) -> list[Event]:
+        events: list[Event] = []
+        for frame in frames:
+            if self._over:
+                break
+            if frame.event == "error":
+                self._fail(_error(decode(frame.data)), events)
+            elif frame.event != COMMENT and frame.data != b"[DONE]":
+                self._chunk(decode(frame.data), events)
+        return events
+
+    def end(self) -> list[Event]:
+        events: list[Event] = []
+        if not self._over:
+            self._fail(
+                Problem(
+                    kind="upstream_failed",
+                    message="The upstream closed the stream before the answer was complete.",
+                    retryable=True,
+                ),
+                events,
+            )
+        return events
+
+    def abort(self, problem: Problem) -> list[Event]:
+        events: list[Event] = []
+        if not self._over:
+            self._fail(problem, events)
+        return events
+
+    def _chunk(self, chunk: Json, events: list[Event]) -> None:
+        if chunk is None:
+            return
+        if type(chunk) is not dict:
+            raise Malformed("A chunk of the upstream's stream is not an object.")
+        if "error" in chunk:
+            self._fail(_error(chunk["error"]), events)
+            return
+        index, content = chunk.get("index", 0), chunk.get("content")
+        if type(index) is not int or not 0 <= index < self._request.choices:
+            raise Malformed("A chunk of the upstream's stream has no valid 'index'.")
+        if type(content) is not str:
+            raise Malformed("A chunk of the upstream's stream has no 'content'.")
+        if index in self._finals:
+            raise Malformed("The upstream's stream goes on after a choice has ended.")
+        if not self._started:
+            self._started = True
+            events.append(Started())
+        final = chunk.get("stop") is True
+        progress = None if final else self._progress(index, chunk)
+        if progress is not None:
+            events.append(progress)
+        elif content or not final:
+            self._delta(index, content, chunk, events, final=final)
+        if final:
+            self._end(index, chunk, events, told=bool(content))
+
+    def _progress(self, index: int, chunk: JsonObject) -> Progress | None:
+        match chunk.get("prompt_progress"):
+            case {
+                "total": int(total),
+                "cache": int(cached),
+                "processed": int(processed),
+                "time_ms": int() | float() as time_ms,
+            } if not chunk["content"]:
+                return Progress(
+                    choice=index,
+                    total=total,
+                    cached=cached,
+                    processed=processed,
+                    time_ms=time_ms,
+                    extras=self._extras_of(chunk),
+                )
+        return None
+
+    def _extras_of(self, chunk: JsonObject) -> Extras | None:
+        if not self._extras:
+            return None
+        rest = {key: chunk[key] for key in chunk.keys() - _CHUNK}
+        return Extras(choice=rest) if rest else None
+
+    def _delta(
+        self, index: int, content: str, chunk: JsonObject, events: list[Event], *, final: bool
+    ) -> None:
+        if index not in self._open:
+            self._open.add(index)
+            events.append(PartStarted(choice=index, kind="text"))
+        tokens = chunk.get("tokens")
+        events.append(
+            PartDelta(
+                choice=index,
+                text=content,
+                logprobs=_read_probabilities(chunk.get("completion_probabilities")),
+                tokens=tokens if type(tokens) is list and tokens else None,
+                extras=None if final else self._extras_of(chunk),
+            )
+        )
+
+    def _end(self, index: int, chunk: JsonObject, events: list[Event], *, told: bool) -> None:
+        self._close(index, events)
+        self._finals[index] = chunk
+        reason, word = _read_stop(chunk)
+        probabilities = chunk.get("completion_probabilities")
+        events.append(
+            ChoiceEnded(
+                choice=index,
+                reason=reason,
+                stop_word=word,
+                logprobs=None if told else _read_probabilities(probabilities),
+                extras=self._extras_of(chunk),
+            )
+        )
+        if len(self._finals) == self._request.choices:
+            self._over = True
+            events.append(
+                Finished(usage=_usage(self._finals, self._request.n), timings=_timings(chunk))
+            )
+
+    def _close(self, index: int, events: list[Event]) -> None:
+        if index in self._open:
+            self._open.remove(index)
+            events.append(PartEnded(choice=index))
+
+    def _fail(self, problem: Problem, events: list[Event]) -> None:
+        for index in sorted(self._open):
+            self._close(index, events)
+        self._over = True
+        events.append(Failed(problem=problem))
+
+
+def _error(error: Json) -> Problem:
+    return _problems.of_error(error if type(error) is dict else {"message": error})
+
+
+def _read_stop(final: JsonObject) -> tuple[FinishReason, str | None]:
+    """Why it stopped: `stop_type` since b4275, three booleans before."""
+    word = final.get("stopping_word")
+    word = word if type(word) is str and word else None
+    kind = final.get("stop_type")
+    if kind == "word" or final.get("stopped_word") is True:
+        return "stop", word
+    if kind == "eos" or final.get("stopped_eos") is True:
+        return "stop", None
+    return "length", None
+
+
+def _usage(finals: dict[int, JsonObject], n: int) -> Usage:
+    """Every choice's own tokens; a prompt counts once, however many choices continue it."""
+    firsts = [final for index, final in finals.items() if index % n == 0]
+    cached = [
+        timings["cache_n"]
+        for final in firsts
+        if (timings := _timings(final)) is not None and type(timings.get("cache_n")) is int
+    ]
+    return Usage(
+        prompt_tokens=sum(_count(final, "tokens_evaluated") for final in firsts),
+        completion_tokens=sum(_count(final, "tokens_predicted") for final in finals.values()),
+        cached_tokens=sum(cached) if cached else None,
+    )
+
+
+def _count(final: JsonObject, name: str) -> int:
+    value = final.get(name)
+    return value if type(value) is int and value >= 0 else 0
+
+
+def _timings(final: JsonObject) -> JsonObject | None:
+    timings = final.get("timings")
+    return timings if type(timings) is dict else None
+
+
+def _read_probabilities(value: Json) -> list[TokenLogprob] | None:
+    """Token probabilities in the IR's shape, which is today's; the old one is turned into it.
+
+    Before b4364 an entry was `{content, probs: [{tok_str, prob}]}`.
+    """
+    if type(value) is not list or not value:
+        return None
+    entries = []
+    for entry in value:
+        if type(entry) is not dict:
+            raise Malformed("A token's probability in the upstream's stream is not an object.")
+        if "probs" in entry and "token" not in entry:
+            tops = [top for top in entry["probs"] or () if type(top) is dict]
+            entries.append(
+                {
+                    "token": str(entry.get("content", "")),
+                    "top_probs": [
+                        {"token": str(top.get("tok_str", "")), "prob": top.get("prob")}
+                        for top in tops
+                    ],
+                }
+            )
+        else:
+            entries.append(entry)
+    return entries
+
+
+def parse_answer(body: Json) -> Answer:
+    """Read an unstreamed native answer: one object, or a list of them."""
+    finals = body if type(body) is list else [body]
+    choices, by_index = [], {}
+    for final in finals:
+        match final:
+            case {"content": str(content)}:
+                index = final.get("index", 0)
+            case _:
+                raise Malformed("The upstream's answer has no 'content'.")
+        if type(index) is not int:
+            raise Malformed("The upstream's answer has no valid 'index'.")
+        reason, word = _read_stop(final)
+        tokens = final.get("tokens")
+        by_index[index] = final
+        choices.append(
+            Choice(
+                index=index,
+                parts=(Text(text=content),) if content else (),
+                reason=reason,
+                stop_word=word,
+                logprobs=_read_probabilities(final.get("completion_probabilities")),
+                tokens=tokens if type(tokens) is list else [],
+                extras={key: final[key] for key in final.keys() - _CHUNK},
+            )
+        )
+    if not choices:
+        raise Malformed("The upstream's answer is empty.")
+    return Answer(choices=tuple(choices), usage=_usage(by_index, 1), timings=_timings(finals[-1]))
+
+
+# What a client hears.
+
+
+def stream_renderer(request: Request, stamp: Stamp) -> _Renderer:
+    """A renderer of native chunks."""
+    return _Renderer(request, stamp)
+
+
+class _Renderer:
+    def __init__(self, request: Request, stamp: Stamp) -> None:
+        self._request = request
+        self._stamp = stamp
+        self._told: dict[int, int] = {}
+        self._held: list[ChoiceEnded] = []
+
+    def feed(self, event: Event) -> bytes:
+        match event:
+            case PartDelta():
+                return self._delta(event)
+            case ChoiceEnded(extras=None):
+                # Its numbers come with the end of the answer.
+                self._held.append(event)
+                return b""
+            case ChoiceEnded():
+                return sse(encode(self._final(event, None, None)))
+            case Finished():
+                finals = [self._final(held, event.usage, event.timings) for held in self._held]
+                return b"".join(sse(encode(final)) for final in finals)
+            case Failed():
+                return sse(encode({"error": _native_error(event.problem, 500)}))
+            case Progress():
+                return self._progress(event)
+            case Started() | PartStarted() | PartEnded():
+                return b""
+
+    def _delta(self, event: PartDelta) -> bytes:
+        index = event.choice
+        self._told[index] = self._told.get(index, 0) + max(1, len(event.tokens or ()))
+        body: JsonObject = {
+            "index": index,
+            "content": event.text,
+            "tokens": event.tokens or [],
+            "stop": False,
+            "id_slot": -1,
+            "tokens_predicted": self._told[index],
+        }
+        if event.extras is not None:
+            body |= event.extras.choice
+        if event.logprobs is not None:
+            body["completion_probabilities"] = event.logprobs
+        return sse(encode(body))
+
+    def _progress(self, event: Progress) -> bytes:
+        if not self._request.extras.get("return_progress"):
+            return b""
+        body: JsonObject = {"index": event.choice, "content": "", "tokens": [0], "stop": False}
+        if event.extras is not None:
+            body |= event.extras.choice
+        body["prompt_progress"] = {
+            "total": event.total,
+            "cache": event.cached,
+            "processed": event.processed,
+            "time_ms": event.time_ms,
+        }
+        return sse(encode(body))
+
+    def _final(
+        self, event: ChoiceEnded, usage: Usage | None, timings: JsonObject | None
+    ) -> JsonObject:
+        choice = Choice(
+            index=event.choice,
+            reason=event.reason,
+            stop_word=event.stop_word,
+            logprobs=event.logprobs,
+            extras=event.extras.choice if event.extras else {},
+        )
+        return _final(choice, usage, timings, self._request, self._stamp)
+
+
+def render_answer(answer: Answer, request: Request, stamp: Stamp) -> bytes:
+    """The native answer, whole: a list where several were asked for."""
+    finals = [
+        _final(choice, answer.usage, answer.timings, request, stamp) | answer.extras
+        for choice in answer.choices
+    ]
+    listed = request.choices > 1 or getattr(request.input, "listed", False)
+    return encode(finals if listed and len(finals) > 1 else finals[0])
+
+
+def _final(
+    choice: Choice,
+    usage: Usage | None,
+    timings: JsonObject | None,
+    request: Request,
+    stamp: Stamp,
+) -> JsonObject:
+    body: JsonObject = {
+        "index": choice.index,
+        "content": choice.text() or "",
+        "tokens": choice.tokens if request.extras.get("return_tokens") else [],
+        "id_slot": -1,
+        "stop": True,
+        "model": stamp.model,
+        "truncated": False,
+        "stop_type": _stop_type(choice),
+        "stopping_word": choice.stop_word or "",
+    }
+    if usage is not None:
+        body["tokens_predicted"] = usage.completion_tokens
+        body["tokens_evaluated"] = usage.prompt_tokens
+    if timings is not None:
+        body["timings"] = timings
+    body |= choice.extras
+    body["model"] = stamp.model
+    settings = body.get("generation_settings")
+    if type(settings) is dict and "stream" in settings:
+        # The engine is always asked to stream; the client is told what it asked for.
+        body["generation_settings"] = settings | {"stream": request.stream}
+    if choice.logprobs is not None:
+        body["completion_probabilities"] = choice.logprobs
+    wanted = request.extras.get("response_fields")
+    return _project(body, wanted) if type(wanted) is list and wanted else body
+
+
+def _stop_type(choice: Choice) -> str:
+    if choice.reason == "length":
+        return "limit"
+    return "word" if choice.stop_word is not None else "eos"
+
+
+def _project(body: JsonObject, wanted: list[Json]) -> JsonObject:
+    """llama.cpp's `response_fields`: only these, a slash reaching into an object (b4370)."""
+    found: JsonObject = {}
+    for name in wanted:
+        value: Json = body
+        for step in str(name).split("/"):
+            value = value.get(step) if type(value) is dict else None
+        if value is not None:
+            found[str(name)] = value
+    return found
+
+
+def render_problem(problem: Problem, status: int) -> bytes:
+    """llama.cpp's envelope, which puts the status into `code`."""
+    return encode({"error": _native_error(problem, status)})
+
+
+def _native_error(problem: Problem, status: int) -> JsonObject:
+    error = error_body(problem) | {"code": status}
+    kind = _TYPES.get(problem.kind)
+    return error if kind is None else error | {"type": kind}
+
+
+_TYPES: dict[str, str] = {
+    "context_exceeded": "exceed_context_size_error",
+    "unauthenticated": "authentication_error",
+    "forbidden": "permission_error",
+    "not_found": "not_found_error",
+    "unknown_model": "not_found_error",
+    "unsupported": "not_supported_error",
+    "loading": "unavailable_error",
+    "unavailable": "unavailable_error",
+}

@@ -1,0 +1,398 @@
+"""What an upstream answers: chat completion chunks, or one whole completion, to the IR.
+
+Whatever the bytes are, the events keep the grammar of `ir`, or the parser raises `Malformed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tropilla.dialects import _problems
+from tropilla.dialects._openai import (
+    decode,
+    read_reason,
+    read_usage,
+)
+from tropilla.framing import COMMENT, Frame
+from tropilla.ir import (
+    Answer,
+    Choice,
+    ChoiceEnded,
+    Event,
+    Extras,
+    Failed,
+    Finished,
+    Json,
+    JsonObject,
+    Malformed,
+    Part,
+    PartDelta,
+    PartEnded,
+    PartKind,
+    PartStarted,
+    Problem,
+    Progress,
+    Reasoning,
+    Refusal,
+    Request,
+    Started,
+    Text,
+    ToolCall,
+    Usage,
+)
+
+_TOP = {
+    "id", "object", "created", "model", "system_fingerprint", "choices", "usage", "timings",
+    "prompt_progress",
+}  # fmt: skip
+_CHOICE = {"index", "delta", "finish_reason", "logprobs"}
+_DELTA = {"role", "content", "refusal", "reasoning_content", "reasoning", "tool_calls"}
+
+
+def stream_parser(request: Request, *, extras: bool) -> _Parser:  # noqa: ARG001 - others need it
+    """A parser of chat completion chunks."""
+    return _Parser(extras=extras)
+
+
+class _OpenChoice:
+    __slots__ = ("call", "ended", "kind")
+
+    def __init__(self) -> None:
+        self.kind: PartKind | None = None
+        self.call: int | None = None
+        self.ended = False
+
+
+class _Parser:
+    def __init__(self, *, extras: bool) -> None:
+        self._extras = extras
+        self._started = False
+        self._over = False
+        self._choices: dict[int, _OpenChoice] = {}
+        self._usage: Usage | None = None
+        self._timings: JsonObject | None = None
+        self._last: JsonObject = {}
+
+    def feed(self, frames: Sequence[Frame]) -> list[Event]:
+        events: list[Event] = []
+        for frame in frames:
+            if self._over:
+                break
+            if frame.data == b"[DONE]":
+                self._finish(events)
+            elif frame.event != COMMENT:
+                self._chunk(decode(frame.data), events)
+        return events
+
+    def end(self) -> list[Event]:
+        events: list[Event] = []
+        if not self._over:
+            # Servers before b3754 close without [DONE]: the finish reasons say that it is whole.
+            if self._choices and all(choice.ended for choice in self._choices.values()):
+                self._finish(events)
+            else:
+                self._fail(
+                    Problem(
+                        kind="upstream_failed",
+                        message="The upstream closed the stream before the answer was complete.",
+                        retryable=True,
+                    ),
+                    events,
+                )
+        return events
+
+    def abort(self, problem: Problem) -> list[Event]:
+        events: list[Event] = []
+        if not self._over:
+            self._fail(problem, events)
+        return events
+
+    def _chunk(self, chunk: Json, events: list[Event]) -> None:
+        if chunk is None:
+            return  # llama-server sends `data: null` where several prompts are streamed
+        if type(chunk) is not dict:
+            raise Malformed("A chunk of the upstream's stream is not an object.")
+        if chunk.get("error") is not None or ("message" in chunk and "choices" not in chunk):
+            error = chunk.get("error") or chunk
+            problem = _problems.of_error(error if type(error) is dict else {"message": error})
+            self._fail(problem, events)
+            return
+        top = self._top(chunk)
+        if not self._started:
+            self._start(chunk, events)
+        usage = read_usage(chunk.get("usage"))
+        if usage is not None:
+            self._usage = usage
+        timings, choices = chunk.get("timings"), chunk.get("choices")
+        if type(timings) is dict:
+            self._timings = timings
+        if not choices:
+            if choices is None and usage is None:
+                raise Malformed("A chunk of the upstream's stream has no 'choices'.")
+            self._last |= top
+            return
+        if type(choices) is not list:
+            raise Malformed("'choices' of the upstream's stream is not an array.")
+        self._progress(chunk, events)
+        for item in choices:
+            if type(item) is not dict:
+                raise Malformed("A choice of the upstream's stream is not an object.")
+            if self._extras and type(timings) is dict and item.get("finish_reason") is None:
+                top["timings"] = timings
+            self._choice(item, top, events)
+            top = {}
+
+    def _top(self, chunk: JsonObject) -> JsonObject:
+        if not self._extras:
+            return {}
+        return {key: chunk[key] for key in chunk.keys() - _TOP}
+
+    def _start(self, chunk: JsonObject, events: list[Event]) -> None:
+        self._started = True
+        id_, model, created = chunk.get("id"), chunk.get("model"), chunk.get("created")
+        fingerprint = chunk.get("system_fingerprint")
+        events.append(
+            Started(
+                id=id_ if type(id_) is str and id_ else None,
+                model=model if type(model) is str else None,
+                created=created if type(created) is int else None,
+                fingerprint=fingerprint if type(fingerprint) is str else None,
+            )
+        )
+
+    def _progress(self, chunk: JsonObject, events: list[Event]) -> None:
+        match chunk.get("prompt_progress"):
+            case {
+                "total": int(total),
+                "cache": int(cached),
+                "processed": int(processed),
+                "time_ms": int() | float() as time_ms,
+            }:
+                timings = chunk.get("timings")
+                extras = Extras(top={"timings": timings}) if self._extras and timings else None
+                events.append(
+                    Progress(
+                        total=total,
+                        cached=cached,
+                        processed=processed,
+                        time_ms=time_ms,
+                        extras=extras,
+                    )
+                )
+
+    def _choice(self, item: JsonObject, top: JsonObject, events: list[Event]) -> None:
+        index, delta = item.get("index", 0), item.get("delta")
+        if type(index) is not int or index < 0:
+            raise Malformed("A choice of the upstream's stream has no valid 'index'.")
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = _OpenChoice()
+        delta = {} if delta is None else delta
+        if type(delta) is not dict:
+            raise Malformed("A 'delta' of the upstream's stream is not an object.")
+        logprobs = _logprobs_of(item.get("logprobs"))
+        extras = self._extras_of(item, delta, top)
+        reason = item.get("finish_reason")
+        told = self._delta(index, choice, delta, logprobs, None if reason else extras, events)
+        if reason is not None and not choice.ended:
+            self._close(index, choice, events)
+            choice.ended = True
+            events.append(
+                ChoiceEnded(
+                    choice=index,
+                    reason=read_reason(reason),
+                    logprobs=None if told else logprobs,
+                    extras=extras,
+                )
+            )
+
+    def _extras_of(self, item: JsonObject, delta: JsonObject, top: JsonObject) -> Extras | None:
+        if not self._extras:
+            return None
+        choice = {key: item[key] for key in item.keys() - _CHOICE}
+        part = {key: delta[key] for key in delta.keys() - _DELTA}
+        return Extras(top=top, choice=choice, part=part) if top or choice or part else None
+
+    def _delta(
+        self,
+        index: int,
+        choice: _OpenChoice,
+        delta: JsonObject,
+        logprobs: list[JsonObject] | None,
+        extras: Extras | None,
+        events: list[Event],
+    ) -> bool:
+        """Tell what a delta says; whether that was anything."""
+        content = delta.get("content")
+        reasoning = delta.get("reasoning_content") or delta.get("reasoning")
+        refusal, calls = delta.get("refusal"), delta.get("tool_calls")
+        if choice.ended:
+            if content or reasoning or refusal or calls:
+                raise Malformed("The upstream's stream goes on after a choice has ended.")
+            return True
+        told = False
+        kinds: tuple[tuple[Json, PartKind], ...] = (
+            (reasoning, "reasoning"),
+            (content, "text"),
+            (refusal, "refusal"),
+        )
+        for text, kind in kinds:
+            if text:
+                if type(text) is not str:
+                    raise Malformed(f"The {kind} of a chunk of the upstream's stream is no string.")
+                self._open(index, choice, kind, events)
+                events.append(PartDelta(choice=index, text=text, logprobs=logprobs, extras=extras))
+                logprobs = extras = None
+                told = True
+        if calls:
+            if type(calls) is not list:
+                raise Malformed("'tool_calls' of the upstream's stream is not an array.")
+            for call in calls:
+                self._call(index, choice, call, events)
+        if logprobs or extras:
+            if choice.kind is None:
+                self._open(index, choice, "text", events)
+            events.append(PartDelta(choice=index, text="", logprobs=logprobs, extras=extras))
+            told = True
+        return told
+
+    def _call(self, index: int, choice: _OpenChoice, call: Json, events: list[Event]) -> None:
+        match call:
+            case {"index": int(number)}:
+                pass
+            case dict():
+                number = 0
+            case _:
+                raise Malformed("A tool call of the upstream's stream is not an object.")
+        function = call.get("function")
+        function = {} if function is None else function
+        if type(function) is not dict:
+            raise Malformed("A tool call's 'function' in the upstream's stream is not an object.")
+        name, arguments, id_ = function.get("name"), function.get("arguments"), call.get("id")
+        if choice.kind != "tool_call" or choice.call != number:
+            if choice.call is not None and number <= choice.call:
+                raise Malformed("The tool calls of the upstream's stream are out of order.")
+            if type(name) is not str:
+                raise Malformed("A tool call of the upstream's stream begins without a name.")
+            self._close(index, choice, events)
+            choice.kind, choice.call = "tool_call", number
+            events.append(
+                PartStarted(
+                    choice=index,
+                    kind="tool_call",
+                    id=id_ if type(id_) is str and id_ else None,
+                    name=name,
+                )
+            )
+        if type(arguments) is str and arguments:
+            events.append(PartDelta(choice=index, text=arguments))
+        elif arguments is not None and type(arguments) is not str:
+            raise Malformed("The arguments of a tool call in the upstream's stream are no string.")
+
+    def _open(self, index: int, choice: _OpenChoice, kind: PartKind, events: list[Event]) -> None:
+        if choice.kind != kind:
+            self._close(index, choice, events)
+            choice.kind = kind
+            events.append(PartStarted(choice=index, kind=kind))
+
+    @staticmethod
+    def _close(index: int, choice: _OpenChoice, events: list[Event]) -> None:
+        if choice.kind is not None:
+            choice.kind = None
+            events.append(PartEnded(choice=index))
+
+    def _finish(self, events: list[Event]) -> None:
+        if not self._choices or not all(choice.ended for choice in self._choices.values()):
+            self._fail(
+                Problem(
+                    kind="upstream_failed",
+                    message="The upstream ended the stream without a finish reason.",
+                    retryable=True,
+                ),
+                events,
+            )
+            return
+        self._over = True
+        extras = Extras(top=self._last) if self._last else None
+        events.append(Finished(usage=self._usage, timings=self._timings, extras=extras))
+
+    def _fail(self, problem: Problem, events: list[Event]) -> None:
+        for index, choice in self._choices.items():
+            self._close(index, choice, events)
+        self._over = True
+        events.append(Failed(problem=problem))
+
+
+def _logprobs_of(value: Json) -> list[JsonObject] | None:
+    match value:
+        case {"content": list(entries)} if entries:
+            return entries
+    return None
+
+
+# An upstream's whole answer.
+
+
+def parse_answer(body: Json) -> Answer:
+    """Read an unstreamed chat completion."""
+    match body:
+        case {"choices": [_, *_] as choices}:
+            pass
+        case _:
+            raise Malformed("The upstream's answer has no 'choices'.")
+    id_, model, created = body.get("id"), body.get("model"), body.get("created")
+    fingerprint, timings = body.get("system_fingerprint"), body.get("timings")
+    return Answer(
+        id=id_ if type(id_) is str and id_ else None,
+        model=model if type(model) is str else None,
+        created=created if type(created) is int else None,
+        fingerprint=fingerprint if type(fingerprint) is str else None,
+        choices=tuple(_parse_choice(choice) for choice in choices),
+        usage=read_usage(body.get("usage")),
+        timings=timings if type(timings) is dict else None,
+        extras={key: body[key] for key in body.keys() - _TOP},
+    )
+
+
+def _parse_choice(choice: Json) -> Choice:
+    match choice:
+        case {"message": dict(message)}:
+            pass
+        case _:
+            raise Malformed("A choice of the upstream's answer has no 'message'.")
+    parts: list[Part] = []
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    pairs = (
+        (reasoning, Reasoning),
+        (message.get("content"), Text),
+        (message.get("refusal"), Refusal),
+    )
+    for text, kind in pairs:
+        if text:
+            if type(text) is not str:
+                raise Malformed("A text of the upstream's answer is not a string.")
+            parts.append(kind(text=text))
+    calls = message.get("tool_calls") or []
+    if type(calls) is not list:
+        raise Malformed("'tool_calls' of the upstream's answer is not an array.")
+    for call in calls:
+        match call:
+            case {"function": {"name": str(name), "arguments": str(arguments)}}:
+                id_ = call.get("id")
+                parts.append(
+                    ToolCall(id=id_ if type(id_) is str else "", name=name, arguments=arguments)
+                )
+            case _:
+                raise Malformed("A tool call of the upstream's answer is malformed.")
+    index = choice.get("index", 0)
+    if type(index) is not int:
+        raise Malformed("A choice of the upstream's answer has no valid 'index'.")
+    known = _DELTA | {"annotations"}
+    return Choice(
+        index=index,
+        parts=tuple(parts),
+        reason=read_reason(choice.get("finish_reason")),
+        logprobs=_logprobs_of(choice.get("logprobs")),
+        extras={key: choice[key] for key in choice.keys() - _CHOICE - {"message"}},
+        part_extras={key: message[key] for key in message.keys() - known},
+    )

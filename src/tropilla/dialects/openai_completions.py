@@ -1,0 +1,551 @@
+"""OpenAI's legacy completions: `POST /v1/completions`, text in and text out.
+
+A chunk and a whole answer have the same shape here. `/completions` without `/v1` is this dialect
+too, as it was for `api_like_OAI.py`; a llama-server serves its native form there, which Tropilla
+serves on `/completion`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from tropilla.dialects import Route, Stamp, Wire, _problems
+from tropilla.dialects._fields import Fields, invalid, missing, read_knobs, texts, wrong_type
+from tropilla.dialects._openai import (
+    CONTENT_TYPE,
+    PING,
+    decode,
+    encode,
+    error_body,
+    parse_problem,
+    read_limit,
+    read_logit_bias,
+    read_reason,
+    read_stream_options,
+    read_usage,
+    render_problem,
+    write_common,
+    write_usage,
+)
+from tropilla.framing import COMMENT, SSE_DONE, Frame, sse
+from tropilla.ir import (
+    Answer,
+    Choice,
+    ChoiceEnded,
+    Completion,
+    Event,
+    Extras,
+    Failed,
+    Finished,
+    Infill,
+    Json,
+    JsonObject,
+    Malformed,
+    PartDelta,
+    PartEnded,
+    PartStarted,
+    Problem,
+    Progress,
+    Prompt,
+    Request,
+    Started,
+    Text,
+    TokenLogprob,
+    Traits,
+    Usage,
+)
+
+__all__ = ["CONTENT_TYPE", "NAME", "PING", "ROUTES", "parse_problem", "render_problem"]
+
+NAME = "openai_completions"
+ROUTES = (Route(path="/completions"),)
+
+
+# A client's request.
+
+
+def parse_request(body: JsonObject, path: str) -> Request:  # noqa: ARG001 - one path
+    """Read a completion request."""
+    fields = Fields(body)
+    stream = fields.boolean("stream") or False
+    prompts, listed = _parse_prompts(fields.any("prompt"))
+    n = fields.integer("n", 1, 128) or 1
+    best_of = fields.integer("best_of", 1, 20)
+    if best_of is not None and best_of != n:
+        raise _unsupported("best_of", "it is only supported when it equals 'n'.")
+    logprobs = fields.integer("logprobs", 0, 5)
+    echo = fields.boolean("echo") or False
+    if echo and logprobs is not None:
+        raise _unsupported("echo", "it is not supported together with 'logprobs' yet.")
+    if echo and not all(type(prompt) is str for prompt in prompts):
+        raise _unsupported("echo", "it is not supported for prompts of token ids yet.")
+    suffix = fields.string("suffix")
+    return Request(
+        dialect=NAME,
+        input=_parse_infill(prompts, suffix, echo=echo)
+        if suffix
+        else Completion(prompts=prompts, listed=listed, echo=echo),
+        model=fields.string("model"),
+        stream=stream,
+        include_usage=read_stream_options(fields, stream=stream),
+        n=n,
+        max_tokens=read_limit(fields),
+        stop=texts(fields.any("stop"), "stop"),
+        knobs=read_knobs(fields, openai=True),
+        logit_bias=read_logit_bias(fields.any("logit_bias"), "logit_bias"),
+        logprobs=logprobs,
+        tokenize=fields.boolean("tokenize") or False,
+        extras=fields.rest,
+    )
+
+
+def _unsupported(param: str, why: str) -> Malformed:
+    return Malformed(
+        f"Unsupported value for '{param}': {why}",
+        param=param,
+        code="unsupported_value",
+        kind="unsupported",
+    )
+
+
+def _parse_prompts(value: Json) -> tuple[tuple[Prompt, ...], bool]:
+    match value:
+        case None:
+            raise missing("prompt")
+        case str():
+            return (value,), False
+        case []:
+            raise invalid("prompt", "expected at least one prompt.", "empty_array")
+        case [int(), *_]:
+            return (_token_ids(value, "prompt"),), False
+        case list():
+            return tuple(_parse_prompt(item, f"prompt.{i}") for i, item in enumerate(value)), True
+    raise wrong_type("prompt", "a string, an array of strings or an array of token ids", value)
+
+
+def _parse_prompt(value: Json, path: str) -> Prompt:
+    match value:
+        case str():
+            return value
+        case [int(), *_]:
+            return _token_ids(value, path)
+    raise wrong_type(path, "a string or an array of token ids", value)
+
+
+def _token_ids(values: list[Json], path: str) -> list[int]:
+    for index, value in enumerate(values):
+        if type(value) is not int or not 0 <= value < 2**31:
+            raise wrong_type(f"{path}.{index}", "a token id", value)
+    return values
+
+
+def _parse_infill(prompts: tuple[Prompt, ...], suffix: str, *, echo: bool) -> Infill:
+    match prompts:
+        case (str(prefix),) if not echo:
+            return Infill(prefix=prefix, suffix=suffix)
+    raise _unsupported("suffix", "it needs one prompt of text, and no 'echo'.")
+
+
+# A request to an upstream.
+
+
+def render_request(request: Request, traits: Traits) -> Wire:
+    """Say a request as a completion."""
+    body = write_common(request, traits)
+    match request.input:
+        case Completion(prompts=prompts, listed=listed, echo=echo):
+            body["prompt"] = list(prompts) if listed else prompts[0]
+            if echo:
+                body["echo"] = True
+        case Infill(prefix=prefix, suffix=suffix, prompt=None):
+            body["prompt"], body["suffix"] = prefix, suffix
+        case _:
+            raise Malformed("A completion endpoint cannot read this.", kind="unsupported")
+    if request.format is not None and request.format.kind != "text":
+        raise Malformed(
+            "A completion endpoint cannot be held to a format.",
+            param="response_format",
+            kind="unsupported",
+        )
+    if request.logprobs is not None:
+        body["logprobs"] = max(request.logprobs, 1) if traits.llamacpp else request.logprobs
+    return Wire(path="/v1/completions", body=body)
+
+
+# What an upstream answers.
+
+_TOP = {
+    "id", "object", "created", "model", "system_fingerprint", "choices", "usage", "timings",
+}  # fmt: skip
+_CHOICE = {"index", "text", "finish_reason", "logprobs"}
+
+
+def stream_parser(request: Request, *, extras: bool) -> _Parser:
+    """A parser of completion chunks."""
+    return _Parser(request.choices, extras=extras)
+
+
+class _Parser:
+    def __init__(self, choices: int, *, extras: bool) -> None:
+        self._wanted = choices
+        self._extras = extras
+        self._open: set[int] = set()
+        self._ended: set[int] = set()
+        self._started = False
+        self._over = False
+        self._usage: Usage | None = None
+        self._timings: JsonObject | None = None
+        self._last: JsonObject = {}
+
+    def feed(self, frames: Sequence[Frame]) -> list[Event]:
+        events: list[Event] = []
+        for frame in frames:
+            if self._over:
+                break
+            if frame.data == b"[DONE]":
+                self._finish(events)
+            elif frame.event != COMMENT:
+                self._chunk(decode(frame.data), events)
+        return events
+
+    def end(self) -> list[Event]:
+        events: list[Event] = []
+        if not self._over:
+            self._finish(events)
+        return events
+
+    def abort(self, problem: Problem) -> list[Event]:
+        events: list[Event] = []
+        if not self._over:
+            self._fail(problem, events)
+        return events
+
+    def _chunk(self, chunk: Json, events: list[Event]) -> None:
+        if chunk is None:
+            return  # llama-server sends `data: null` where several prompts are streamed
+        if type(chunk) is not dict:
+            raise Malformed("A chunk of the upstream's stream is not an object.")
+        error = chunk.get("error")
+        if error is not None:
+            self._fail(
+                _problems.of_error(error if type(error) is dict else {"message": error}), events
+            )
+            return
+        choices, usage = chunk.get("choices"), read_usage(chunk.get("usage"))
+        if type(choices) is not list and usage is None:
+            raise Malformed("A chunk of the upstream's stream has no 'choices'.")
+        if not self._started:
+            self._started = True
+            events.append(_started(chunk))
+        self._usage = usage or self._usage
+        timings = chunk.get("timings")
+        if type(timings) is dict:
+            self._timings = timings
+        top = {key: chunk[key] for key in chunk.keys() - _TOP} if self._extras else {}
+        if not choices:
+            self._last |= top
+        for choice in choices or ():
+            self._choice(choice, top, events)
+            top = {}
+
+    def _choice(self, value: Json, top: JsonObject, events: list[Event]) -> None:
+        match value:
+            case {"text": str(text)}:
+                index, reason = value.get("index", 0), value.get("finish_reason")
+            case _:
+                raise Malformed("A choice of the upstream's stream has no 'text'.")
+        if type(index) is not int or not 0 <= index < self._wanted:
+            raise Malformed("A choice of the upstream's stream has no valid 'index'.")
+        rest = {key: value[key] for key in value.keys() - _CHOICE} if self._extras else {}
+        extras = Extras(top=top, choice=rest) if top or rest else None
+        logprobs = _read_logprobs(value.get("logprobs"))
+        if index in self._ended:
+            if text:
+                raise Malformed("The upstream's stream goes on after a choice has ended.")
+            return
+        if text or (reason is None and (logprobs or extras)):
+            if index not in self._open:
+                self._open.add(index)
+                events.append(PartStarted(choice=index, kind="text"))
+            events.append(PartDelta(choice=index, text=text, logprobs=logprobs, extras=extras))
+            logprobs = extras = None
+        if reason is not None:
+            self._close(index, events)
+            self._ended.add(index)
+            events.append(
+                ChoiceEnded(
+                    choice=index, reason=read_reason(reason), logprobs=logprobs, extras=extras
+                )
+            )
+
+    def _close(self, index: int, events: list[Event]) -> None:
+        if index in self._open:
+            self._open.remove(index)
+            events.append(PartEnded(choice=index))
+
+    def _finish(self, events: list[Event]) -> None:
+        if len(self._ended) < self._wanted:
+            self._fail(
+                Problem(
+                    kind="upstream_failed",
+                    message="The upstream ended the stream before the answer was complete.",
+                    retryable=True,
+                ),
+                events,
+            )
+            return
+        self._over = True
+        extras = Extras(top=self._last) if self._last else None
+        events.append(Finished(usage=self._usage, timings=self._timings, extras=extras))
+
+    def _fail(self, problem: Problem, events: list[Event]) -> None:
+        for index in sorted(self._open):
+            self._close(index, events)
+        self._over = True
+        events.append(Failed(problem=problem))
+
+
+def _started(body: JsonObject) -> Started:
+    id_, model, created = body.get("id"), body.get("model"), body.get("created")
+    fingerprint = body.get("system_fingerprint")
+    return Started(
+        id=id_ if type(id_) is str and id_ else None,
+        model=model if type(model) is str else None,
+        created=created if type(created) is int else None,
+        fingerprint=fingerprint if type(fingerprint) is str else None,
+    )
+
+
+def parse_answer(body: Json) -> Answer:
+    """Read an unstreamed completion."""
+    match body:
+        case {"choices": [_, *_] as choices}:
+            pass
+        case _:
+            raise Malformed("The upstream's answer has no 'choices'.")
+    started, timings = _started(body), body.get("timings")
+    return Answer(
+        id=started.id,
+        model=started.model,
+        created=started.created,
+        fingerprint=started.fingerprint,
+        choices=tuple(_parse_choice(choice) for choice in choices),
+        usage=read_usage(body.get("usage")),
+        timings=timings if type(timings) is dict else None,
+        extras={key: body[key] for key in body.keys() - _TOP},
+    )
+
+
+def _parse_choice(value: Json) -> Choice:
+    match value:
+        case {"text": str(text)}:
+            index = value.get("index", 0)
+        case _:
+            raise Malformed("A choice of the upstream's answer has no 'text'.")
+    if type(index) is not int:
+        raise Malformed("A choice of the upstream's answer has no valid 'index'.")
+    return Choice(
+        index=index,
+        parts=(Text(text=text),) if text else (),
+        reason=read_reason(value.get("finish_reason")),
+        logprobs=_read_logprobs(value.get("logprobs")),
+        extras={key: value[key] for key in value.keys() - _CHOICE},
+    )
+
+
+def _read_logprobs(value: Json) -> list[TokenLogprob] | None:
+    """OpenAI's parallel lists, or the chat shape that a llama-server gives here."""
+    match value:
+        case {"content": list(entries)} if entries:
+            return entries
+        case {"tokens": [_, *_] as tokens, "token_logprobs": list(logprobs)} if len(tokens) == len(
+            logprobs
+        ):
+            tops = value.get("top_logprobs") or [None] * len(tokens)
+            if type(tops) is not list or len(tops) != len(tokens):
+                raise Malformed("The upstream's 'top_logprobs' do not match its tokens.")
+            return [
+                {
+                    "token": token,
+                    "logprob": logprob,
+                    "bytes": list(str(token).encode("utf-8", "replace")),
+                    "top_logprobs": [
+                        {
+                            "token": text,
+                            "logprob": chance,
+                            "bytes": list(text.encode("utf-8", "replace")),
+                        }
+                        for text, chance in (top.items() if type(top) is dict else ())
+                    ],
+                }
+                for token, logprob, top in zip(tokens, logprobs, tops, strict=True)
+            ]
+    return None
+
+
+# What a client hears.
+
+
+def stream_renderer(request: Request, stamp: Stamp) -> _Renderer:
+    """A renderer of completion chunks."""
+    return _Renderer(request, stamp)
+
+
+class _Renderer:
+    """Writes chunks. The constant part of a chunk is made once; a token costs one join."""
+
+    def __init__(self, request: Request, stamp: Stamp) -> None:
+        self._request = request
+        self._stamp = stamp
+        self._head: JsonObject = {}
+        self._before = b""
+        self._after = b""
+        self._offsets: dict[int, int] = {}
+        self._held: JsonObject | None = None
+
+    def feed(self, event: Event) -> bytes:
+        match event:
+            case PartDelta():
+                return self._delta(event)
+            case Started():
+                return self._start(event)
+            case ChoiceEnded():
+                return self._release() + self._end_choice(event)
+            case Finished():
+                return self._finish(event)
+            case Failed():
+                error = {"error": error_body(event.problem)}
+                return self._release() + sse(encode(error)) + SSE_DONE
+            case PartStarted():
+                return self._release()
+            case PartEnded() | Progress():
+                return b""
+
+    def _start(self, event: Started) -> bytes:
+        self._head = _head(event.id, event.created, event.fingerprint, self._stamp)
+        self._before = b"data: %b," % encode(self._head)[:-1]
+        self._after = b',"logprobs":null,"finish_reason":null}]'
+        self._after += b',"usage":null}\n\n' if self._request.include_usage else b"}\n\n"
+        echoes = enumerate(_echoes(self._request))
+        return b"".join(self._plain(index, echo) for index, echo in echoes if echo)
+
+    def _plain(self, index: int, text: str) -> bytes:
+        return b'%b"choices":[{"index":%d,"text":%b%b' % (
+            self._before,
+            index,
+            encode(text),
+            self._after,
+        )
+
+    def _delta(self, event: PartDelta) -> bytes:
+        if event.logprobs is None and event.extras is None:
+            return self._plain(event.choice, event.text)
+        extras = event.extras or Extras()
+        choice = self._choice(event.choice, event.text, event.logprobs, extras)
+        body = self._head | {"choices": [choice]}
+        if self._request.include_usage:
+            body["usage"] = None
+        return sse(encode(body | extras.top))
+
+    def _choice(
+        self, index: int, text: str, logprobs: list[TokenLogprob] | None, extras: Extras
+    ) -> JsonObject:
+        offset = self._offsets.get(index, 0)
+        lists = _render_logprobs(logprobs, self._request, offset)
+        if lists is not None:
+            self._offsets[index] = offset + sum(len(token) for token in lists["tokens"])
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": lists,
+            "finish_reason": None,
+            **extras.choice,
+        }
+
+    def _end_choice(self, event: ChoiceEnded) -> bytes:
+        extras = event.extras or Extras()
+        choice = self._choice(event.choice, "", event.logprobs, extras)
+        choice["finish_reason"] = event.reason
+        body = self._head | {"choices": [choice]} | extras.top
+        if self._request.include_usage:
+            return sse(encode(body | {"usage": None}))
+        self._held = body  # the last one carries the timings: it waits for the end
+        return b""
+
+    def _release(self) -> bytes:
+        held, self._held = self._held, None
+        return b"" if held is None else sse(encode(held))
+
+    def _finish(self, event: Finished) -> bytes:
+        tail: JsonObject = dict(event.extras.top) if event.extras else {}
+        if event.timings is not None:
+            tail["timings"] = event.timings
+        if self._request.include_usage:
+            usage = {"choices": [], "usage": write_usage(event.usage)}
+            return sse(encode(self._head | usage | tail)) + SSE_DONE
+        if self._held is not None:
+            self._held |= tail
+        return self._release() + SSE_DONE
+
+
+def _head(
+    id_: str | None, created: int | None, fingerprint: str | None, stamp: Stamp
+) -> JsonObject:
+    head: JsonObject = {
+        "id": id_ or f"cmpl-{stamp.unique}",
+        "object": "text_completion",
+        "created": created or stamp.created,
+        "model": stamp.model,
+    }
+    return head if fingerprint is None else head | {"system_fingerprint": fingerprint}
+
+
+def _echoes(request: Request) -> list[str]:
+    """What each choice begins with: its prompt, where the client wants it back."""
+    match request.input:
+        case Completion(prompts=prompts, echo=True):
+            return [str(prompt) for prompt in prompts for _ in range(request.n)]
+    return [""] * request.choices
+
+
+def render_answer(answer: Answer, request: Request, stamp: Stamp) -> bytes:
+    """The completion, whole."""
+    echoes = _echoes(request)
+    body = _head(answer.id, answer.created, answer.fingerprint, stamp)
+    body["choices"] = [
+        {
+            "index": choice.index,
+            "text": echoes[choice.index] + (choice.text() or ""),
+            "logprobs": _render_logprobs(choice.logprobs, request, 0),
+            "finish_reason": choice.reason,
+            **choice.extras,
+        }
+        for choice in answer.choices
+    ]
+    body["usage"] = write_usage(answer.usage)
+    body |= answer.extras
+    if answer.timings is not None:
+        body["timings"] = answer.timings
+    return encode(body)
+
+
+def _render_logprobs(
+    entries: list[TokenLogprob] | None, request: Request, offset: int
+) -> JsonObject | None:
+    if entries is None or request.logprobs is None:
+        return None
+    tokens = [str(entry.get("token", "")) for entry in entries]
+    offsets = accumulate((len(token) for token in tokens), initial=offset)
+    return {
+        "tokens": tokens,
+        "token_logprobs": [entry.get("logprob") for entry in entries],
+        "top_logprobs": [
+            {
+                str(top.get("token", "")): top.get("logprob")
+                for top in (entry.get("top_logprobs") or ())[: request.logprobs]
+            }
+            for entry in entries
+        ],
+        "text_offset": list(offsets)[:-1],
+    }

@@ -1,0 +1,115 @@
+"""Bytes to frames and back: server-sent events.
+
+A framer is fed whatever pieces a socket gives and returns the frames that are whole so far; what
+is not whole it holds, up to a bound. Cut anywhere, even inside a character or between CR and LF,
+the same bytes give the same frames. A framer never reads a socket, never decodes JSON, and
+raises nothing but `Malformed`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from tropilla.ir import Malformed
+
+MAX_FRAME = 16 * 1024 * 1024
+"""Bytes of one event. A final native event repeats the whole prompt, so this is generous."""
+
+
+class Frame(NamedTuple):
+    """One server-sent event. A comment, which only says "I live", has the event `COMMENT`."""
+
+    event: str
+    data: bytes
+
+
+COMMENT = ":"
+_PLAIN_START = b"data: "
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+class SseFramer:
+    """Server-sent events as browsers read them, and as old llama.cpp servers write them.
+
+    Since b1542 a llama-server tells of an error as a field of its own, `error: {...}`: that is
+    the event `error` with this data (llama.cpp #4131; gone in b6523).
+    """
+
+    def __init__(self, limit: int = MAX_FRAME) -> None:
+        self._held = b""
+        self._limit = limit
+        self._first = True
+
+    def feed(self, piece: bytes) -> list[Frame]:
+        """Take the next piece; return the events that are now whole.
+
+        Raises:
+            Malformed: one event is larger than the limit.
+        """
+        data = self._held + piece if self._held else piece
+        if self._first and data:
+            if b"\xef\xbb\xbf".startswith(data):
+                self._held = data
+                return []
+            self._first = False
+            data = data.removeprefix(b"\xef\xbb\xbf")
+        if b"\r" in data:
+            data = self._unify(data)
+        blocks = data.split(b"\n\n")
+        self._held = blocks.pop()
+        if len(self._held) > self._limit:
+            raise Malformed(f"An event of the stream is larger than {self._limit} bytes.")
+        frames: list[Frame] = []
+        for block in blocks:
+            if block.startswith(_PLAIN_START) and b"\n" not in block:
+                frames.append(Frame("", block[6:]))
+            elif block:
+                self._read(block, frames)
+        return frames
+
+    def end(self) -> list[Frame]:
+        """The stream is over: what was held is the last event, if it was one."""
+        held, self._held = self._held.rstrip(b"\r\n"), b""
+        frames: list[Frame] = []
+        if held:
+            self._read(held, frames)
+        return frames
+
+    @staticmethod
+    def _unify(data: bytes) -> bytes:
+        # A CR at the very end may be half of a CRLF: it waits for what comes next.
+        if data.endswith(b"\r"):
+            return _LINE_END.sub(b"\n", data[:-1]) + b"\r"
+        return _LINE_END.sub(b"\n", data)
+
+    @staticmethod
+    def _read(block: bytes, frames: list[Frame]) -> None:
+        event, lines, comment = "", [], False
+        for line in block.split(b"\n"):
+            name, colon, value = line.partition(b":")
+            value = value.removeprefix(b" ")
+            if name == b"data":
+                lines.append(value)
+            elif name == b"error":
+                event = "error"
+                lines.append(value)
+            elif name == b"event":
+                event = value.decode("utf-8", "replace")
+            elif colon and not name:
+                comment = True
+        if lines:
+            frames.append(Frame(event, b"\n".join(lines)))
+        elif comment:
+            frames.append(Frame(COMMENT, b""))
+
+
+def sse(data: bytes, event: str = "") -> bytes:
+    """One server-sent event. `data` is JSON, which never holds a line break."""
+    if event:
+        return b"event: %b\ndata: %b\n\n" % (event.encode(), data)
+    return b"data: %b\n\n" % data
+
+
+SSE_DONE = b"data: [DONE]\n\n"
+SSE_PING = b": ping\n\n"

@@ -1,0 +1,1 @@
+"""Which upstream serves a request: pure functions over values, no I/O, no clock, no chance."""

@@ -1,0 +1,46 @@
+"""Who may ask: the static keys of a gateway.
+
+A key is compared by its digest, and with every key there is, so that the time an answer takes
+says nothing about which key was nearly right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+
+
+class Keys:
+    """The keys that a client may show. None at all means that anybody may ask."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [_digest(key.encode()) for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def admit(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether a request with these headers (names in lower case) may pass."""
+        if not self._digests:
+            return True
+        passed = False
+        for offered in _offered(headers):
+            digest = _digest(offered)
+            for known in self._digests:
+                passed |= hmac.compare_digest(digest, known)
+        return passed
+
+
+def _offered(headers: Mapping[bytes, bytes]) -> Iterable[bytes]:
+    """Every key a client shows: OpenAI's way, Anthropic's, and Azure's."""
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        yield token.strip()
+    for name in (b"x-api-key", b"api-key"):
+        if name in headers:
+            yield headers[name]
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

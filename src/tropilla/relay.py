@@ -1,0 +1,294 @@
+"""THE path of one request, top to bottom: from what a client asked to what it hears.
+
+::
+
+    Request -> template -> lease -> back dialect renders -> upstream
+    client  <- front dialect renders <- events <- back dialect parses <-
+
+There is one path. The upstream is always asked to stream; a client that wants the answer whole
+gets the fold of that stream. Before the first byte has reached the client a failure of an
+upstream is tried once more, on another one where there is one; after it, a failure is told in
+the stream. Giving up in any phase (the task is cancelled) closes the upstream's connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+from urllib.parse import quote
+
+import msgspec
+
+from tropilla import dialects, ir
+from tropilla.dialects import Dialect, Stamp, StreamParser, Wire
+from tropilla.framing import COMMENT, SseFramer
+from tropilla.ir import (
+    Chat,
+    Event,
+    Failed,
+    Json,
+    JsonObject,
+    Malformed,
+    Problem,
+    ProblemError,
+    Request,
+)
+from tropilla.templates import Classic, flatten
+from tropilla.upstream.fleet import Fleet, Upstream
+from tropilla.upstream.http import Incoming
+
+_JSON = {"Content-Type": "application/json"}
+
+
+class Reply(Protocol):
+    """Where the answer goes; `write` waits while the client does not read."""
+
+    @property
+    def started(self) -> bool:
+        """Whether a byte has been sent: from then on there is no other status."""
+
+    async def start(self, status: int, content_type: str, headers: Mapping[str, str]) -> None:
+        """Send the head."""
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece of the body."""
+
+    async def end(self) -> None:
+        """Send the end of the body."""
+
+    async def whole(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        """Send a JSON answer in one piece."""
+
+
+class Origin(NamedTuple):
+    """Where a reply comes from: what becomes part of its ids, and when (seconds since 1970)."""
+
+    unique: str
+    created: int
+
+
+async def generate(
+    front: Dialect,
+    request: Request,
+    origin: Origin,
+    *,
+    fleet: Fleet,
+    template: Classic | None,
+    reply: Reply,
+) -> None:
+    """Serve one request for text.
+
+    Raises:
+        ProblemError: nothing has been sent yet, and nothing can be.
+    """
+    wanted = flatten(request, template) if template is not None else request
+    failed: Upstream | None = None
+    while True:
+        async with fleet.lease(request.model, failed) as upstream:
+            try:
+                await _attempt(front, request, wanted, origin, upstream, reply)
+            except ProblemError as error:
+                if error.problem.kind in {"unavailable", "loading"}:
+                    fleet.lost(upstream, error.problem)
+                if reply.started or not error.problem.retryable or failed is not None:
+                    raise
+                failed = upstream
+            else:
+                return
+
+
+async def _attempt(
+    front: Dialect,
+    request: Request,
+    wanted: Request,
+    origin: Origin,
+    upstream: Upstream,
+    reply: Reply,
+) -> None:
+    named = next(iter(upstream.traits.models), "")
+    if wanted.model not in upstream.traits.models:
+        wanted = msgspec.structs.replace(wanted, model=named)
+    stamp = Stamp(origin.unique, origin.created, request.model or named)
+    back = _back_for(wanted, upstream)
+    wire = back.render_request(wanted, upstream.traits)
+    parser = back.stream_parser(wanted, extras=back.NAME == front.NAME)
+    ids = await _prompt_ids(wanted, upstream) if request.tokenize and not request.stream else None
+    async with upstream.link.send(
+        "POST", wire.path, msgspec.json.encode(wire.body), _JSON
+    ) as incoming:
+        if incoming.status != 200:
+            raise ProblemError(back.parse_problem(incoming.status, await incoming.whole()))
+        events = _Events(incoming, back, parser)
+        if request.stream:
+            await _stream(front, request, stamp, events, wire, reply)
+        else:
+            await _whole(front, request, stamp, events, wire, reply, ids)
+
+
+def _back_for(request: Request, upstream: Upstream) -> Dialect:
+    """The dialect in which an upstream is asked: its own chat, or llama.cpp's native one."""
+    if isinstance(request.input, Chat):
+        if not upstream.traits.chat:
+            raise Malformed(
+                f"{upstream.name} is too old to have a chat endpoint: "
+                "start Tropilla with --template classic.",
+                kind="unsupported",
+            )
+        return dialects.named("openai_chat")
+    return dialects.named("llamacpp")
+
+
+async def _stream(
+    front: Dialect, request: Request, stamp: Stamp, events: _Events, wire: Wire, reply: Reply
+) -> None:
+    feed = front.stream_renderer(request, stamp).feed
+    over = False
+    while not over:
+        batch, alive = await events.next()
+        if batch:
+            last = batch[-1]
+            over = isinstance(last, ir.Finished | Failed)
+            if isinstance(last, Failed) and not reply.started:
+                raise ProblemError(last.problem)
+            data = b"".join([feed(event) for event in batch])
+        else:
+            data = front.PING if alive else b""
+        if data:
+            if not reply.started:
+                await reply.start(200, front.CONTENT_TYPE, _headers(wire))
+            await reply.write(data)
+    await reply.end()
+
+
+async def _whole(
+    front: Dialect,
+    request: Request,
+    stamp: Stamp,
+    events: _Events,
+    wire: Wire,
+    reply: Reply,
+    ids: list[int] | None,
+) -> None:
+    told: list[Event] = []
+    while not told or not isinstance(told[-1], ir.Finished | Failed):
+        batch, _ = await events.next()
+        told += batch
+    answer = ir.fold(told)
+    if ids:
+        answer = msgspec.structs.replace(answer, extras=answer.extras | {"promptToken": ids})
+    await reply.whole(200, front.render_answer(answer, request, stamp), _headers(wire))
+
+
+def _headers(wire: Wire) -> dict[str, str]:
+    return {"x-tropilla-dropped": ", ".join(wire.dropped)} if wire.dropped else {}
+
+
+class _Events:
+    """An upstream's answer as events, whatever it looks like; always ends in a terminal one."""
+
+    def __init__(self, answer: Incoming, back: Dialect, parser: StreamParser) -> None:
+        self._answer = answer
+        self._streams = answer.content_type.startswith("text/event-stream")
+        self._back = back
+        self._parser = parser
+        self._framer = SseFramer()
+
+    async def next(self) -> tuple[list[Event], bool]:
+        """The events of the next piece; and whether the upstream said that it lives."""
+        try:
+            if not self._streams:
+                # It was asked to stream, and answered all the same.
+                body = _decoded(await self._answer.whole())
+                return list(ir.unfold(self._back.parse_answer(body))), False
+            piece = await self._answer.read()
+            if piece:
+                frames = self._framer.feed(piece)
+                return self._parser.feed(frames), any(f.event == COMMENT for f in frames)
+            return self._parser.feed(self._framer.end()) + self._parser.end(), False
+        except Malformed as error:
+            problem = Problem(kind="upstream_failed", message=error.problem.message, retryable=True)
+        except ProblemError as error:
+            problem = error.problem
+        return self._parser.abort(problem), False
+
+
+def _decoded(body: bytes) -> Json:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Malformed(f"The upstream sent something that is not JSON: {error}.") from None
+
+
+async def _prompt_ids(request: Request, upstream: Upstream) -> list[int]:
+    """The token ids of the final prompt, as the upstream counts them."""
+    match request.input:
+        case Chat():
+            wire = dialects.named("openai_chat").render_request(request, upstream.traits)
+            told = await _asked(upstream, "/apply-template", wire.body)
+            prompt = told.get("prompt")
+        case ir.Completion(prompts=(prompt,)):
+            pass
+        case _:
+            prompt = None
+    if type(prompt) is list:
+        return prompt
+    if type(prompt) is not str:
+        raise Malformed("Only one prompt of text can be tokenized.", param="tokenize")
+    tokens = (await _asked(upstream, "/tokenize", {"content": prompt})).get("tokens")
+    return tokens if type(tokens) is list else []
+
+
+async def _asked(upstream: Upstream, path: str, body: JsonObject) -> JsonObject:
+    status, answer = await upstream.link.ask("POST", path, body, seconds=60)
+    if status != 200:
+        raise ProblemError(dialects.named("llamacpp").parse_problem(status, answer))
+    told = _decoded(answer)
+    return told if type(told) is dict else {}
+
+
+# What is passed on as it is.
+
+_PASSED_HEADERS = ("content-type", "accept", "anthropic-version", "anthropic-beta")
+
+
+async def forward(
+    method: str,
+    path: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    model: str | None,
+    *,
+    fleet: Fleet,
+    reply: Reply,
+) -> None:
+    """Pass one request on to an upstream as it is, and the answer back as it is.
+
+    Of the headers only those of content go through, in both directions: keys, cookies, CORS and
+    llama.cpp's conversation ids are nobody else's.
+
+    Raises:
+        ProblemError: nothing has been sent yet, and nothing can be.
+    """
+    sent = {name: headers[name] for name in _PASSED_HEADERS if name in headers}
+    failed: Upstream | None = None
+    while True:
+        async with fleet.lease(model, failed) as upstream:
+            try:
+                async with upstream.link.send(method, path, body or None, sent) as incoming:
+                    await reply.start(incoming.status, incoming.content_type, {})
+                    while piece := await incoming.read():
+                        await reply.write(piece)
+                    await reply.end()
+                    return
+            except ProblemError as error:
+                if error.problem.kind == "unavailable":
+                    fleet.lost(upstream, error.problem)
+                if reply.started or not error.problem.retryable or failed is not None:
+                    raise
+                failed = upstream
+
+
+def target(path: str, query: str) -> str:
+    """The path of a request as it goes on, its query behind it, nothing unescaped in it."""
+    safe = quote(path, safe="/%-._~!$&'()*+,;=:@")
+    return f"{safe}?{query}" if query else safe

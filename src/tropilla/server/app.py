@@ -1,0 +1,338 @@
+"""The gateway as an ASGI application: from a request's bytes to the relay, and errors back.
+
+The only module that knows status codes. Whatever happens, a client gets an answer in the
+envelope of the dialect it speaks; a client that goes away ends what was being done for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
+from urllib.parse import parse_qs
+
+import msgspec
+
+from tropilla import dialects, relay
+from tropilla.config import Config
+from tropilla.dialects import Dialect
+from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemError, ProblemKind, Traits
+from tropilla.keys import Keys
+from tropilla.server.reply import ALLOWED_METHODS, Message, Reply, Send
+from tropilla.server.routes import Forward, Generate, Own, Router
+from tropilla.upstream.fleet import Fleet
+
+Scope: TypeAlias = Mapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+
+log = logging.getLogger("tropilla")
+
+STATUS: dict[ProblemKind, int] = {
+    "malformed": 400,
+    "too_large": 413,
+    "unsupported_media": 415,
+    "context_exceeded": 400,
+    "unsupported": 400,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "unknown_model": 404,
+    "limited": 429,
+    "loading": 503,
+    "unavailable": 503,
+    "upstream_failed": 502,
+    "timeout": 504,
+    "internal": 500,
+}
+_NATIVE = "llamacpp"
+_DEFAULT = "openai_chat"
+
+
+class Gateway:
+    """The ASGI application."""
+
+    def __init__(self, config: Config, fleet: Fleet) -> None:
+        self._config = config
+        self._fleet = fleet
+        self._keys = Keys(config.api_keys)
+        self._router = Router()
+        self._since = int(time.time())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        reply = Reply(send, f"req_{uuid.uuid4().hex}")
+        call = _Call(scope, receive)
+        try:
+            await self._serve(call, reply)
+        except ProblemError as error:
+            await self._refuse(call, error.problem, reply)
+        except _Gone:
+            pass
+        except Exception:
+            log.exception("A defect of Tropilla's own, in %s", reply.request_id)
+            problem = Problem(
+                kind="internal",
+                message=f"Tropilla failed; its log tells why, under {reply.request_id}.",
+            )
+            await self._refuse(call, problem, reply)
+
+    async def _serve(self, call: _Call, reply: Reply) -> None:
+        if call.method == "OPTIONS":
+            await reply.preflight(call.headers.get(b"access-control-request-headers"))
+            return
+        methods = self._router.find(call.path)
+        method = "GET" if call.method == "HEAD" else call.method
+        action = methods.get(method) if methods else None
+        if isinstance(action, Generate):
+            call.dialect = dialects.named(action.dialect)
+        elif isinstance(action, Forward):
+            call.dialect = dialects.named(_NATIVE)
+        if action != _HEALTH and not self._keys.admit(call.headers):
+            raise ProblemError(_unauthenticated(call.headers))
+        if methods is None:
+            raise ProblemError(Problem(kind="not_found", message="File Not Found"))
+        match action:
+            case None:
+                message = f"{call.method} is not allowed here; allowed: {', '.join(methods)}."
+                raise ProblemError(Problem(kind="method_not_allowed", message=message))
+            case Generate():
+                await self._generate(call, action, reply)
+            case Forward():
+                await self._forward(call, action, reply)
+            case Own(name="health"):
+                await self._health(reply)
+            case Own(name="models"):
+                await self._models(reply)
+            case Own(argument=name):
+                await self._model(name, reply)
+
+    async def _generate(self, call: _Call, action: Generate, reply: Reply) -> None:
+        body = _object(await call.body(self._config.max_body))
+        request = call.dialect.parse_request(body, action.path)
+        origin = relay.Origin(uuid.uuid4().hex, int(time.time()))
+        await call.until_gone(
+            reply,
+            relay.generate(
+                call.dialect,
+                request,
+                origin,
+                fleet=self._fleet,
+                template=self._config.template,
+                reply=reply,
+            ),
+        )
+
+    async def _forward(self, call: _Call, action: Forward, reply: Reply) -> None:
+        if action.admin and not self._config.allow_admin:
+            raise ProblemError(
+                Problem(
+                    kind="forbidden",
+                    message=f"{call.method} {action.path} changes or exposes the server: "
+                    "it is relayed only if Tropilla runs with --allow-admin.",
+                )
+            )
+        body = await call.body(self._config.max_body)
+        await call.until_gone(
+            reply,
+            relay.forward(
+                call.method,
+                relay.target(action.path, call.query),
+                body,
+                call.text_headers(),
+                _model_of(body, call.query) if not action.admin else None,
+                fleet=self._fleet,
+                reply=reply,
+            ),
+        )
+
+    async def _refuse(self, call: _Call, problem: Problem, reply: Reply) -> None:
+        status = STATUS[problem.kind]
+        if status >= 500:
+            log.warning("%s %s %s: %s", reply.request_id, status, call.path, problem.message)
+        if reply.started:
+            # The status is sent: all that is left is to cut the answer off (uvicorn does).
+            return
+        headers: dict[str, str] = {}
+        if status == 401:
+            headers["www-authenticate"] = "Bearer"
+        if status == 405:
+            headers["allow"] = ALLOWED_METHODS.decode()
+        if status == 413:
+            headers["connection"] = "close"
+        if problem.retry_after is not None:
+            headers["retry-after"] = f"{problem.retry_after:g}"
+        await reply.whole(status, call.dialect.render_problem(problem, status), headers)
+
+    # What Tropilla answers itself.
+
+    async def _health(self, reply: Reply) -> None:
+        state = self._fleet.state()
+        if state == "ready":
+            await reply.whole(200, b'{"status":"ok"}')
+            return
+        loading = state in {"starting", "loading"}
+        error = {
+            "code": 503,
+            "message": "Loading model" if loading else "No upstream can be reached",
+            "type": "unavailable_error",
+        }
+        status = "loading" if loading else "unavailable"
+        body = msgspec.json.encode({"status": status, "error": error})
+        await reply.whole(503, body, {"retry-after": "1"})
+
+    async def _models(self, reply: Reply) -> None:
+        models = sorted(self._fleet.models().items())
+        data = [self._card(name, card, traits) for name, (card, traits) in models]
+        await reply.whole(200, msgspec.json.encode({"object": "list", "data": data}))
+
+    async def _model(self, name: str, reply: Reply) -> None:
+        found = self._fleet.models().get(name)
+        if found is None:
+            served = ", ".join(sorted(self._fleet.models())) or "nothing yet"
+            raise ProblemError(
+                Problem(
+                    kind="unknown_model",
+                    message=f"The model '{name}' does not exist here. Served: {served}.",
+                    param="model",
+                )
+            )
+        await reply.whole(200, msgspec.json.encode(self._card(name, *found)))
+
+    def _card(self, name: str, card: JsonObject, traits: Traits) -> JsonObject:
+        created, owner = card.get("created"), card.get("owned_by")
+        own: JsonObject = {
+            "id": name,
+            "object": "model",
+            "created": created if type(created) is int else self._since,
+            "owned_by": owner if type(owner) is str else _NATIVE,
+        }
+        if traits.n_ctx is not None:
+            own["context_length"] = traits.n_ctx
+        return card | own
+
+
+_HEALTH = Own(name="health")
+
+
+class _Gone(Exception):  # noqa: N818 - nothing went wrong
+    """The client has left; there is nobody to answer."""
+
+
+class _Call:
+    """What one client asks: its head, then its body, then whether it is still there."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["raw_path"].decode("ascii", "replace")
+        self.query: str = scope["query_string"].decode("ascii", "replace")
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.dialect: Dialect = dialects.named(_DEFAULT)
+        self._receive = receive
+
+    def text_headers(self) -> dict[str, str]:
+        """The headers as text."""
+        return {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers.items()
+        }
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            ProblemError: it is larger than the limit, or compressed.
+        """
+        if self.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise ProblemError(
+                Problem(
+                    kind="malformed", message="A compressed body is not accepted: send it plain."
+                )
+            )
+        declared = self.headers.get(b"content-length", b"0")
+        pieces, size = [], int(declared) if declared.isdigit() else 0
+        more = size <= limit
+        size = 0 if more else size
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise _Gone
+            piece = message.get("body", b"")
+            size += len(piece)
+            pieces.append(piece)
+            more = message.get("more_body", False) and size <= limit
+        if size > limit:
+            raise ProblemError(
+                Problem(kind="too_large", message=f"The body is larger than {limit} bytes.")
+            )
+        return b"".join(pieces)
+
+    async def until_gone(self, reply: Reply, work: Awaitable[None]) -> None:
+        """Do the work, unless the client leaves: then it is cancelled at once.
+
+        Raises:
+            _Gone: the client has left.
+        """
+        task = asyncio.current_task()
+        watcher = asyncio.ensure_future(self._watch(task, reply))
+        try:
+            await work
+        except asyncio.CancelledError:
+            if task is not None and watcher.done() and not watcher.cancelled():
+                task.uncancel()
+                raise _Gone from None
+            raise
+        finally:
+            watcher.cancel()
+
+    async def _watch(self, task: asyncio.Task[Any] | None, reply: Reply) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        # A complete answer ends in the same message, and there is nothing left to give up.
+        if task is not None and not reply.ended:
+            task.cancel()
+
+
+def _object(body: bytes) -> JsonObject:
+    """A client's JSON, whatever its Content-Type says.
+
+    Raises:
+        Malformed: it is none, or no object.
+    """
+    if not body.strip():
+        raise Malformed("The request has no body: a JSON object is expected.")
+    try:
+        value: Json = msgspec.json.decode(body)
+    except RecursionError:
+        raise Malformed("The JSON of the body is nested too deeply.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Malformed(f"The body is not JSON: {error}.") from None
+    if type(value) is not dict:
+        raise Malformed("The body is not a JSON object.")
+    return value
+
+
+def _model_of(body: bytes, query: str) -> str | None:
+    """The model that a request which is passed on names: in its body, or in its query."""
+    named = parse_qs(query).get("model")
+    if named:
+        return named[0]
+    if not body.lstrip().startswith(b"{"):
+        return None
+    name = _object(body).get("model")
+    return name if type(name) is str else None
+
+
+def _unauthenticated(headers: Mapping[bytes, bytes]) -> Problem:
+    if any(name in headers for name in (b"authorization", b"x-api-key", b"api-key")):
+        message = "Incorrect API key provided."
+    else:
+        message = (
+            "You didn't provide an API key. Send it in an Authorization header: "
+            "Authorization: Bearer YOUR_KEY."
+        )
+    return Problem(kind="unauthenticated", message=message)

@@ -1,0 +1,98 @@
+"""The gateway's life: listen at once, look for upstreams, serve, end in order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from tropilla.config import Config, ConfigError
+from tropilla.server.app import Gateway
+from tropilla.server.http import Protocol
+from tropilla.upstream.fleet import Fleet
+
+_BACKLOG = 2048
+_KEEP_ALIVE_SECONDS = 75
+_DRAIN_SECONDS = 5
+"""How long open answers may go on once the gateway is asked to end."""
+
+
+def listen(config: Config) -> socket.socket:
+    """Take the address before anything else is started.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server(
+            (config.host, config.port), family=family, backlog=_BACKLOG, reuse_port=False
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot listen on {config.host}:{config.port}: {error.strerror or error}. "
+            "Is it in use? Choose another with --port (0 takes any that is free)."
+        ) from None
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, ended by the first signal in order and by the second at once."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        def end() -> None:
+            self.force_exit = self.should_exit
+            self.should_exit = True
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                loop.add_signal_handler(number, end)
+            except NotImplementedError:  # Windows
+                signal.signal(number, lambda *_: loop.call_soon_threadsafe(end))
+        yield
+
+
+async def _serve(config: Config, sock: socket.socket) -> str | None:
+    fatal: list[str] = []
+
+    def give_up(message: str) -> None:
+        fatal.append(message)
+        server.should_exit = True
+
+    fleet = Fleet(config, give_up)
+    server = _Server(
+        uvicorn.Config(
+            Gateway(config, fleet),
+            http=Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=_DRAIN_SECONDS,
+        )
+    )
+    await fleet.start()
+    try:
+        await server.serve(sockets=[sock])
+    finally:
+        await fleet.stop()
+    return fatal[0] if fatal else None
+
+
+def run(config: Config, sock: socket.socket) -> str | None:
+    """Serve until a signal ends it, or until it is no use to go on: then, why."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if sys.platform != "win32":
+        import uvloop  # noqa: PLC0415 - not there on Windows
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(_serve(config, sock))

@@ -1,0 +1,1 @@
+"""What reaches outward: the only folder that opens a socket to an upstream."""

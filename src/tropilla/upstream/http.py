@@ -1,0 +1,201 @@
+"""One upstream server over HTTP: the only place that opens a socket outward.
+
+A request that is given up closes its connection at once: that is the only way to make a
+llama-server stop. Nothing is retried here, no redirect is followed, and no body is decompressed
+or decoded. Every failure leaves as a `ProblemError` which says whether another upstream may do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import aiohttp
+import msgspec
+import yarl
+
+from tropilla.ir import JsonObject, Problem, ProblemError
+
+CONNECT_SECONDS = 5.0
+IDLE_SECONDS = 600.0
+"""The longest silence of an upstream, in seconds: a long prompt is read in silence."""
+
+MAX_WHOLE = 64 * 1024 * 1024
+"""Bytes of an answer that is wanted whole."""
+
+# llama-server closes an idle connection after 5 s, and any after 100 requests.
+_KEEP_SECONDS = 3.0
+
+
+class Incoming:
+    """An answer on its way: its head, and its body piece by piece."""
+
+    __slots__ = ("_read", "_url", "content_type", "status")
+
+    def __init__(self, response: aiohttp.ClientResponse, url: str) -> None:
+        self.status = response.status
+        self.content_type = response.headers.get("Content-Type", "")
+        self._read = response.content.readany
+        self._url = url
+
+    async def read(self) -> bytes:
+        """The next piece, as it came; empty at the end.
+
+        Raises:
+            ProblemError: the upstream broke off or fell silent.
+        """
+        try:
+            return await self._read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise ProblemError(_broken(self._url, error)) from error
+
+    async def whole(self) -> bytes:
+        """All that is left of the body.
+
+        Raises:
+            ProblemError: as `read` does; or there is more than anybody would want.
+        """
+        pieces, size = [], 0
+        while piece := await self.read():
+            size += len(piece)
+            if size > MAX_WHOLE:
+                raise ProblemError(
+                    Problem(
+                        kind="upstream_failed",
+                        message=f"The upstream {self._url} answered with over {MAX_WHOLE} bytes.",
+                    )
+                )
+            pieces.append(piece)
+        return b"".join(pieces)
+
+
+class Link:
+    """A client of one server. `url` is http(s)://host[:port][/base] or unix:///path."""
+
+    def __init__(
+        self, url: str, *, api_key: str | None = None, idle_seconds: float = IDLE_SECONDS
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._api_key = api_key
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_SECONDS, sock_read=idle_seconds
+        )
+        self._base = "http://localhost" if url.startswith("unix://") else self.url
+        self._urls: dict[str, yarl.URL] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector: aiohttp.BaseConnector
+            if self.url.startswith("unix://"):
+                path = self.url.removeprefix("unix://")
+                connector = aiohttp.UnixConnector(path, limit=0, keepalive_timeout=_KEEP_SECONDS)
+            else:
+                connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_SECONDS)
+            headers = {"Accept-Encoding": "identity", "User-Agent": "tropilla"}
+            if self._api_key:
+                headers["Authorization"] = f"Bearer {self._api_key}"
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                headers=headers,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                max_line_size=65536,
+                max_field_size=65536,
+            )
+        return self._session
+
+    def _target(self, path: str) -> yarl.URL:
+        url = self._urls.get(path)
+        if url is None:
+            url = yarl.URL(self._base + path, encoded=True)
+            if "?" not in path:
+                self._urls[path] = url
+        return url
+
+    @asynccontextmanager
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        seconds: float | None = None,
+    ) -> AsyncIterator[Incoming]:
+        """Ask; the answer's head has come when this is entered, and leaving ends it for good.
+
+        `seconds` bounds the whole exchange; without, only silence is bounded.
+
+        Raises:
+            ProblemError: no answer came.
+        """
+        timeout = self._timeout if seconds is None else aiohttp.ClientTimeout(total=seconds)
+        try:
+            response = await self._open().request(
+                method,
+                self._target(path),
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=timeout,
+            )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise ProblemError(_no_answer(self.url, error)) from error
+        try:
+            yield Incoming(response, self.url)
+        finally:
+            # An answer that was not read to its end takes its connection with it.
+            if response.content.at_eof() and response.content.exception() is None:
+                response.release()
+            else:
+                response.close()
+
+    async def ask(
+        self, method: str, path: str, body: JsonObject | None = None, seconds: float | None = 10.0
+    ) -> tuple[int, bytes]:
+        """A small question: the status and the whole answer.
+
+        Raises:
+            ProblemError: no answer came, or not all of it.
+        """
+        data = None if body is None else msgspec.json.encode(body)
+        headers = None if body is None else {"Content-Type": "application/json"}
+        async with self.send(method, path, data, headers, seconds) as answer:
+            return answer.status, await answer.whole()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+
+def _no_answer(url: str, error: Exception) -> Problem:
+    match error:
+        case TimeoutError():
+            return Problem(
+                kind="timeout",
+                message=f"The upstream {url} did not answer in time.",
+                retryable=isinstance(error, aiohttp.ConnectionTimeoutError),
+            )
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
+            why = f"TLS with the upstream {url} failed: {error}."
+        case aiohttp.ClientConnectorDNSError():
+            why = f"The upstream {url} has no address: its host name is unknown here."
+        case aiohttp.ClientConnectorError():
+            why = f"The upstream {url} cannot be reached: {error.strerror or error.os_error}."
+        case aiohttp.ClientOSError() | aiohttp.ServerDisconnectedError():
+            why = f"The upstream {url} closed the connection before it answered."
+        case _:
+            why = f"The upstream {url} answered with something that is not HTTP: {error}."
+    return Problem(kind="unavailable", message=why, retryable=True, retry_after=1)
+
+
+def _broken(url: str, error: Exception) -> Problem:
+    if isinstance(error, TimeoutError):
+        return Problem(kind="timeout", message=f"The upstream {url} fell silent.")
+    return Problem(
+        kind="upstream_failed",
+        message=f"The upstream {url} broke off in the middle of its answer.",
+        retryable=True,
+    )
