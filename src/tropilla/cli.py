@@ -45,7 +45,7 @@ def main() -> None:
 )  # fmt: skip
 @click.option(
     "--ctx-size", type=click.IntRange(0), default=0, metavar="TOKENS",
-    help="Context of each slot of the embedded engine; 0 takes the model's own.",
+    help="Context of each slot of the embedded engine; 0 takes the model's own, up to 65536.",
 )  # fmt: skip
 @click.option(
     "--threads", type=click.IntRange(0), default=0, metavar="N",

@@ -58,10 +58,13 @@ class SseFramer:
             data = self._unify(data)
         blocks = data.split(b"\n\n")
         self._held = blocks.pop()
-        if len(self._held) > self._limit:
-            raise Malformed(f"An event of the stream is larger than {self._limit} bytes.")
+        # What is held may end in half of the empty line: that is not part of the event.
+        if len(self._held) > self._limit + 2:
+            raise self._too_large()
         frames: list[Frame] = []
         for block in blocks:
+            if len(block) > self._limit:
+                raise self._too_large()
             if block.startswith(_PLAIN_START) and b"\n" not in block:
                 frames.append(Frame("", block[6:]))
             elif block:
@@ -75,6 +78,9 @@ class SseFramer:
         if held:
             self._read(held, frames)
         return frames
+
+    def _too_large(self) -> Malformed:
+        return Malformed(f"An event of the stream is larger than {self._limit} bytes.")
 
     @staticmethod
     def _unify(data: bytes) -> bytes:

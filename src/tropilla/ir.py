@@ -542,11 +542,11 @@ def unfold(answer: Answer) -> Iterator[Event]:
         model=answer.model,
         created=answer.created,
         fingerprint=answer.fingerprint,
-        extras=Extras(top=answer.extras) if answer.extras else None,
     )
     for choice in answer.choices:
         yield from _unfold_choice(choice)
-    yield Finished(usage=answer.usage, timings=answer.timings)
+    extras = Extras(top=answer.extras) if answer.extras else None
+    yield Finished(usage=answer.usage, timings=answer.timings, extras=extras)
 
 
 def _unfold_choice(choice: Choice) -> Iterator[Event]:

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 
 
 class Keys:
-    """The keys that a client may show. None at all means that anybody may ask."""
+    """The keys that a client may show; an empty one is none, and none lets anybody ask."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = [_digest(key.encode()) for key in keys]
+        self._digests = [_digest(key.encode()) for key in keys if key]
 
     def __bool__(self) -> bool:
         return bool(self._digests)

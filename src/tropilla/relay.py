@@ -81,12 +81,11 @@ async def generate(
     Raises:
         ProblemError: nothing has been sent yet, and nothing can be.
     """
-    wanted = flatten(request, template) if template is not None else request
     failed: Upstream | None = None
     while True:
         async with fleet.lease(request.model, failed) as upstream:
             try:
-                await _attempt(front, request, wanted, origin, upstream, reply)
+                await _attempt(front, request, origin, upstream, template, reply)
             except ProblemError as error:
                 if error.problem.kind in {"unavailable", "loading"}:
                     fleet.lost(upstream, error.problem)
@@ -100,22 +99,26 @@ async def generate(
 async def _attempt(
     front: Dialect,
     request: Request,
-    wanted: Request,
     origin: Origin,
     upstream: Upstream,
+    template: Classic | None,
     reply: Reply,
 ) -> None:
     named = next(iter(upstream.traits.models), "")
-    if wanted.model not in upstream.traits.models:
-        wanted = msgspec.structs.replace(wanted, model=named)
     stamp = Stamp(origin.unique, origin.created, request.model or named)
-    back = _back_for(wanted, upstream)
+    wanted = request
+    if request.model not in upstream.traits.models:
+        wanted = msgspec.structs.replace(request, model=named)
+    if template is None and isinstance(request.input, Chat) and not upstream.traits.chat:
+        # A server before b1561 has no chat of its own: it is asked as the script asked it.
+        template = Classic()
+    if template is not None:
+        wanted = flatten(wanted, template)
+    back = _back_for(wanted)
     wire = back.render_request(wanted, upstream.traits)
     parser = back.stream_parser(wanted, extras=back.NAME == front.NAME)
     ids = await _prompt_ids(wanted, upstream) if request.tokenize and not request.stream else None
-    async with upstream.link.send(
-        "POST", wire.path, msgspec.json.encode(wire.body), _JSON
-    ) as incoming:
+    async with upstream.link.send("POST", wire.path, _encoded(wire.body), _JSON) as incoming:
         if incoming.status != 200:
             raise ProblemError(back.parse_problem(incoming.status, await incoming.whole()))
         events = _Events(incoming, back, parser)
@@ -125,17 +128,17 @@ async def _attempt(
             await _whole(front, request, stamp, events, wire, reply, ids)
 
 
-def _back_for(request: Request, upstream: Upstream) -> Dialect:
-    """The dialect in which an upstream is asked: its own chat, or llama.cpp's native one."""
-    if isinstance(request.input, Chat):
-        if not upstream.traits.chat:
-            raise Malformed(
-                f"{upstream.name} is too old to have a chat endpoint: "
-                "start Tropilla with --template classic.",
-                kind="unsupported",
-            )
-        return dialects.named("openai_chat")
-    return dialects.named("llamacpp")
+def _encoded(body: JsonObject) -> bytes:
+    try:
+        return msgspec.json.encode(body)
+    except RecursionError:
+        # What could just be read cannot be written from here, deeper in the program.
+        raise Malformed("The JSON of the body is nested too deeply.") from None
+
+
+def _back_for(request: Request) -> Dialect:
+    """The dialect in which a llama.cpp server is asked: its chat, or its native one."""
+    return dialects.named("openai_chat" if isinstance(request.input, Chat) else "llamacpp")
 
 
 async def _stream(
@@ -150,7 +153,12 @@ async def _stream(
             over = isinstance(last, ir.Finished | Failed)
             if isinstance(last, Failed) and not reply.started:
                 raise ProblemError(last.problem)
-            data = b"".join([feed(event) for event in batch])
+            try:
+                data = b"".join([feed(event) for event in batch])
+            except RecursionError:
+                if not reply.started:
+                    raise ProblemError(_TOO_DEEP) from None
+                over, data = True, feed(Failed(problem=_TOO_DEEP))
         else:
             data = front.PING if alive else b""
         if data:
@@ -176,7 +184,14 @@ async def _whole(
     answer = ir.fold(told)
     if ids:
         answer = msgspec.structs.replace(answer, extras=answer.extras | {"promptToken": ids})
-    await reply.whole(200, front.render_answer(answer, request, stamp), _headers(wire))
+    try:
+        body = front.render_answer(answer, request, stamp)
+    except RecursionError:
+        raise ProblemError(_TOO_DEEP) from None
+    await reply.whole(200, body, _headers(wire))
+
+
+_TOO_DEEP = Problem(kind="upstream_failed", message="The upstream's JSON is nested too deeply.")
 
 
 def _headers(wire: Wire) -> dict[str, str]:
@@ -188,7 +203,7 @@ class _Events:
 
     def __init__(self, answer: Incoming, back: Dialect, parser: StreamParser) -> None:
         self._answer = answer
-        self._streams = answer.content_type.startswith("text/event-stream")
+        self._streams = answer.content_type.lower().startswith("text/event-stream")
         self._back = back
         self._parser = parser
         self._framer = SseFramer()
@@ -199,6 +214,7 @@ class _Events:
             if not self._streams:
                 # It was asked to stream, and answered all the same.
                 body = _decoded(await self._answer.whole())
+                _check(body, self._back)
                 return list(ir.unfold(self._back.parse_answer(body))), False
             piece = await self._answer.read()
             if piece:
@@ -210,6 +226,19 @@ class _Events:
         except ProblemError as error:
             problem = error.problem
         return self._parser.abort(problem), False
+
+
+def _check(body: Json, back: Dialect) -> None:
+    """Some servers tell of an error with the status 200.
+
+    Raises:
+        ProblemError: this is one.
+    """
+    error = body.get("error") if type(body) is dict else None
+    if error:
+        code = error.get("code") if type(error) is dict else None
+        status = code if type(code) is int and 400 <= code < 600 else 500
+        raise ProblemError(back.parse_problem(status, msgspec.json.encode(body)))
 
 
 def _decoded(body: bytes) -> Json:

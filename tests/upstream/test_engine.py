@@ -52,7 +52,6 @@ PARENT = """
 
     async def main():
         engine = Engine(EngineOptions(Path(sys.argv[1]), "tiny"))
-        print(engine.address, flush=True)
         await engine.start()
         print(engine.pid, flush=True)
         await asyncio.Event().wait()
@@ -61,9 +60,9 @@ PARENT = """
 """
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": request.param}
 
 
 @pytest.fixture
@@ -72,8 +71,11 @@ def model() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def temporary(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
     """A temporary directory of the test's own, in which nothing may be left."""
+    tmp_path_factory.getbasetemp()  # pytest's is not to be in ours
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as path:  # short enough for a socket
         monkeypatch.setenv("TMPDIR", path)
         monkeypatch.setattr(tempfile, "tempdir", path)
@@ -174,6 +176,17 @@ def guards_of(pid: int) -> list[int]:
     return [int(guard) for guard in text.split()]
 
 
+@contextlib.contextmanager
+def gateway(model: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run another process with an engine, and kill it in the end."""
+    command = [sys.executable, "-c", textwrap.dedent(PARENT), str(model), SOURCE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            yield parent
+        finally:
+            parent.kill()
+
+
 async def problem_of(path: Path) -> EngineProblem:
     engine = Engine(options(path))
     with pytest.raises(EngineProblem) as caught:
@@ -253,6 +266,19 @@ async def test_stop_leaves_nothing_and_may_be_called_twice(model: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_stop_ends_an_engine_that_hangs(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    engine = Engine(options(model))
+    await engine.start()
+    pid = engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    async with asyncio.timeout(DEADLINE):
+        await engine.stop()
+    assert not alive(pid)
+
+
+@pytest.mark.anyio
 async def test_cancelling_run_leaves_the_engine_to_stop(model: Path) -> None:
     watch = Watch()
     engine = Engine(options(model), on_change=watch)
@@ -303,13 +329,10 @@ async def test_without_room_for_a_socket_it_serves_on_loopback_behind_a_key(
 
 @linux_only
 def test_the_engine_ends_with_a_killed_gateway(model: Path, temporary: Path) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(PARENT), str(model), SOURCE]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+    with gateway(model) as parent:
         assert parent.stdout is not None
-        parent.stdout.readline()
         pidfd = os.pidfd_open(int(parent.stdout.readline()))
         assert len(list(temporary.iterdir())) == 1
-        parent.kill()
     assert ends(pidfd)
     assert list(temporary.iterdir()) == []
 
@@ -321,13 +344,11 @@ def test_the_engine_ends_with_a_killed_gateway(model: Path, temporary: Path) -> 
 def test_the_engine_ends_with_a_gateway_killed_while_it_loads(
     model: Path, temporary: Path, loading: Callable[[], int]
 ) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(PARENT), str(model), SOURCE]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+    with gateway(model):
         pid = loading()
         [guard] = guards_of(pid)
         pidfds = [os.pidfd_open(pid), os.pidfd_open(guard)]
         assert len(list(temporary.iterdir())) == 1
-        parent.kill()
     assert all(ends(pidfd) for pidfd in pidfds)
     assert list(temporary.iterdir()) == []
 
@@ -444,16 +465,19 @@ async def test_run_retries_with_growing_delays_what_may_pass(
     watch = Watch()
     engine = Engine(options(model), on_change=watch)
     running = asyncio.create_task(engine.run())
-    await watch.until(["starting", "down"] * 3 + ["starting"])
-    assert delays == [0.05, 0.1, 0.1]
-    await engine.stop()
-    await running
+    try:
+        await watch.until(["starting", "down"] * 3 + ["starting"])
+        assert delays == [0.05, 0.1, 0.1]
+    finally:
+        await engine.stop()
+        await running
 
 
 @pytest.mark.anyio
 async def test_run_gives_up_on_what_will_not_pass(tmp_path: Path) -> None:
     with pytest.raises(EngineProblem, match="no model file"):
-        await Engine(options(tmp_path / "absent.gguf")).run()
+        async with asyncio.timeout(DEADLINE):
+            await Engine(options(tmp_path / "absent.gguf")).run()
 
 
 @pytest.mark.anyio
@@ -466,15 +490,17 @@ async def test_once_ready_no_problem_is_final(
     watch = Watch()
     engine = Engine(options(passing), on_change=watch)
     running = asyncio.create_task(engine.run())
-    await watch.until(["starting", "ready"])
-    passing.unlink()
-    assert engine.pid is not None
-    os.kill(engine.pid, signal.SIGKILL)
-    await watch.until(["starting", "ready", "down", "starting", "down"])
-    passing.write_bytes(b"GGUF")
-    await watch.until(["starting", "ready", "down", "starting", "down", "starting", "ready"])
-    await engine.stop()
-    await running
+    try:
+        await watch.until(["starting", "ready"])
+        passing.unlink()
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        await watch.until(["starting", "ready", "down", "starting", "down"])
+        passing.write_bytes(b"GGUF")
+        await watch.until(["starting", "ready", "down", "starting", "down", "starting", "ready"])
+    finally:
+        await engine.stop()
+        await running
 
 
 @pytest.mark.anyio
@@ -500,11 +526,13 @@ async def test_a_talkative_engine_is_drained_and_its_last_lines_kept(
 async def test_the_child_imports_nothing_of_ours(
     model: Path, tmp_path: Path, script: Callable[[str], None]
 ) -> None:
-    script(f"open({str(tmp_path / 'modules')!r}, 'w').write(' '.join(sys.modules)); 0 / 0")
+    seen = tmp_path / "seen"
+    script(f"open({str(seen)!r}, 'w').write('\\n'.join([*sys.modules, *sys.path])); 0 / 0")
     await problem_of(model)
-    modules = (tmp_path / "modules").read_text().split()
-    assert "select" in modules
-    assert not {"tropilla", "aiohttp", "msgspec", "asyncio"} & set(modules)
+    lines = seen.read_text().splitlines()
+    assert "select" in lines
+    assert not {"tropilla", "aiohttp", "msgspec", "asyncio"} & set(lines)
+    assert str(Path(child.__file__).parent) not in lines  # our http.py is not the library's
 
 
 # Pure functions
@@ -548,9 +576,11 @@ def test_slots_share_a_cache_only_when_one_for_each_is_too_much() -> None:
     def head(context: int) -> bytes:
         return b"GGUF llama.context_length\x04\0\0\0" + context.to_bytes(4, "little")
 
-    assert not child.shares_cache(head(2048), 4)
-    assert child.shares_cache(head(131072), 4)
-    assert child.shares_cache(b"GGUF", 1)
+    assert child.plan_cache(head(2048), 4, 0) == (8192, False)
+    assert child.plan_cache(head(32768), 4, 0) == (32768, True)
+    assert child.plan_cache(head(131072), 4, 0) == (65536, True)
+    assert child.plan_cache(head(131072), 2, 100_000) == (200_000, False)
+    assert child.plan_cache(b"GGUF", 1, 0) == (65536, False)
 
 
 def test_threads_keep_to_what_the_process_may_use() -> None:

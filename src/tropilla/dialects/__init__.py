@@ -54,8 +54,8 @@ class StreamParser(Protocol):
     def feed(self, frames: Sequence[Frame]) -> list[Event]:
         """The events that these frames tell.
 
-        Raises:
-            Malformed: they are not this dialect.
+        Frames that are not this dialect end in `Failed`: an exception would lose what the frames
+        before them told.
         """
 
     def end(self) -> list[Event]:

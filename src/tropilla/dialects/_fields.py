@@ -38,6 +38,9 @@ def missing(path: str) -> Malformed:
     )
 
 
+_MOST = 2**63 - 1
+
+
 class Fields:
     """Takes known fields out of an object; what nobody took is left in `rest`."""
 
@@ -106,7 +109,9 @@ class Fields:
             value = int(value)
         if type(value) is not int:
             raise wrong_type(self.at(name), "an integer", value)
-        self._within(name, value, least, most, "integer")
+        # What no engine's 64 bits can hold is not sent to one.
+        least = -_MOST if least is None else least
+        self._within(name, value, least, _MOST if most is None else most, "integer")
         return value
 
     def number(

@@ -5,6 +5,7 @@ Two forms of one field are read wherever llama.cpp has its own beside OpenAI's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from tropilla.dialects._fields import Fields, invalid, write_knobs, wrong_type
 from tropilla.framing import SSE_PING
 from tropilla.ir import (
     Bias,
+    Choice,
     FinishReason,
     Json,
     JsonObject,
@@ -21,6 +23,7 @@ from tropilla.ir import (
     Malformed,
     Problem,
     Request,
+    TokenLogprob,
     Traits,
     Usage,
 )
@@ -138,6 +141,33 @@ def write_common(request: Request, traits: Traits) -> JsonObject:
 _NO_KNOBS = Knobs()
 
 
+def distinct(choices: Iterable[Choice]) -> tuple[Choice, ...]:
+    """The choices of a whole answer.
+
+    Raises:
+        Malformed: two of them claim to be the same one.
+    """
+    told = tuple(choices)
+    if len({choice.index for choice in told}) < len(told):
+        raise Malformed("Two choices of the upstream's answer have the same 'index'.")
+    return told
+
+
+def read_token_logprobs(entries: list[Json]) -> list[TokenLogprob]:
+    """Token probabilities as they are; renderers may rely on their shape."""
+    for entry in entries:
+        match entry:
+            case {"top_logprobs": None} | {"top_logprobs": []}:
+                pass
+            case {"top_logprobs": list(tops)} if all(type(top) is dict for top in tops):
+                pass
+            case dict() if "top_logprobs" not in entry:
+                pass
+            case _:
+                raise Malformed("The token probabilities of the upstream are malformed.")
+    return entries
+
+
 def read_usage(value: Json) -> Usage | None:
     """OpenAI's usage object; anything else is none."""
     if type(value) is not dict:
@@ -145,14 +175,58 @@ def read_usage(value: Json) -> Usage | None:
     rest: JsonObject = value.copy()
     rest.pop("total_tokens", None)
     prompt, completion = rest.pop("prompt_tokens", None), rest.pop("completion_tokens", None)
-    inner = rest.pop("prompt_tokens_details", None)
-    outer = rest.pop("completion_tokens_details", None)
     return Usage(
         prompt_tokens=_count(prompt) or 0,
         completion_tokens=_count(completion) or 0,
-        cached_tokens=_count(inner.get("cached_tokens")) if type(inner) is dict else None,
-        reasoning_tokens=_count(outer.get("reasoning_tokens")) if type(outer) is dict else None,
+        cached_tokens=_read_detail(rest, "prompt_tokens_details", "cached_tokens"),
+        reasoning_tokens=_read_detail(rest, "completion_tokens_details", "reasoning_tokens"),
         extras=rest,
+    )
+
+
+def _read_detail(rest: JsonObject, group: str, name: str) -> int | None:
+    """Take one count out of a group of details; those that say nothing new go with it."""
+    details = rest.pop(group, None)
+    if type(details) is not dict:
+        return None
+    others = {
+        key: value
+        for key, value in details.items()
+        if key != name and (value != 0 or key not in _NO_DETAILS[group])
+    }
+    if others:
+        rest[group] = others
+    return _count(details.get(name))
+
+
+_NO_DETAILS = {
+    "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+    "completion_tokens_details": {
+        "reasoning_tokens": 0,
+        "audio_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
+    },
+}
+
+
+def sum_usages(usages: Sequence[Usage], n: int) -> Usage | None:
+    """The usage of a whole answer, where the upstream told each choice's own.
+
+    llama-server does, for n > 1 and for several prompts (PR #27318 is open). A prompt counts once,
+    however many choices continue it.
+    """
+    if len(usages) < 2:
+        return usages[0] if usages else None
+    firsts = usages[::n]
+    cached = [usage.cached_tokens for usage in firsts if usage.cached_tokens is not None]
+    thought = [usage.reasoning_tokens for usage in usages if usage.reasoning_tokens is not None]
+    return Usage(
+        prompt_tokens=sum(usage.prompt_tokens for usage in firsts),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        cached_tokens=sum(cached) if cached else None,
+        reasoning_tokens=sum(thought) if thought else None,
+        extras=usages[-1].extras,
     )
 
 
@@ -163,18 +237,20 @@ def _count(value: Json) -> int | None:
 def write_usage(usage: Usage | None) -> JsonObject:
     """OpenAI's usage object, with every key that its newest clients know."""
     usage = usage or Usage()
+    counts = {
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens or 0},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens or 0},
+    }
+    details = {
+        group: none | usage.extras.get(group, {}) | counts[group]
+        for group, none in _NO_DETAILS.items()
+    }
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens or 0, "audio_tokens": 0},
-        "completion_tokens_details": {
-            "reasoning_tokens": usage.reasoning_tokens or 0,
-            "audio_tokens": 0,
-            "accepted_prediction_tokens": 0,
-            "rejected_prediction_tokens": 0,
-        },
         **usage.extras,
+        **details,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from tropilla.ir import Json, JsonObject, Problem, ProblemKind
+from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemKind
 
 _MAX_TEXT = 2000
 _KINDS: dict[int, ProblemKind] = {
@@ -70,6 +70,14 @@ def of_error(error: dict[str, Any], status: int | None = None) -> Problem:
         retryable=kind in _RETRYABLE,
         extras=extras,
     )
+
+
+def of_malformed(error: Malformed) -> Problem:
+    """The problem of a stream that is not what its dialect says.
+
+    A parser tells it as an event: what it told before stands, and what is open must close.
+    """
+    return Problem(kind="upstream_failed", message=error.problem.message, retryable=True)
 
 
 def _plain(status: int, body: bytes, decoded: Json) -> str:

@@ -7,6 +7,7 @@ what every generation of the server reads alike (`stop` as an array, `logit_bias
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tropilla.dialects import Route, Stamp, Wire, _problems
@@ -22,10 +23,12 @@ from tropilla.dialects._openai import (
     CONTENT_TYPE,
     PING,
     decode,
+    distinct,
     encode,
     error_body,
     parse_problem,
     read_logit_bias,
+    read_token_logprobs,
     write_logit_bias,
 )
 from tropilla.framing import COMMENT, Frame, sse
@@ -199,13 +202,16 @@ class _Parser:
 
     def feed(self, frames: Sequence[Frame]) -> list[Event]:
         events: list[Event] = []
-        for frame in frames:
-            if self._over:
-                break
-            if frame.event == "error":
-                self._fail(_error(decode(frame.data)), events)
-            elif frame.event != COMMENT and frame.data != b"[DONE]":
-                self._chunk(decode(frame.data), events)
+        try:
+            for frame in frames:
+                if self._over:
+                    break
+                if frame.event == "error":
+                    self._fail(_error(decode(frame.data)), events)
+                elif frame.event != COMMENT and frame.data != b"[DONE]":
+                    self._chunk(decode(frame.data), events)
+        except Malformed as error:
+            self._fail(_problems.of_malformed(error), events)
         return events
 
     def end(self) -> list[Event]:
@@ -232,7 +238,7 @@ class _Parser:
             return
         if type(chunk) is not dict:
             raise Malformed("A chunk of the upstream's stream is not an object.")
-        if "error" in chunk:
+        if chunk.get("error") is not None:
             self._fail(_error(chunk["error"]), events)
             return
         index, content = chunk.get("index", 0), chunk.get("content")
@@ -311,8 +317,9 @@ class _Parser:
         )
         if len(self._finals) == self._request.choices:
             self._over = True
+            finals = self._finals
             events.append(
-                Finished(usage=_usage(self._finals, self._request.n), timings=_timings(chunk))
+                Finished(usage=_usage(finals, self._request.n), timings=_last_timings(finals))
             )
 
     def _close(self, index: int, events: list[Event]) -> None:
@@ -368,6 +375,11 @@ def _timings(final: JsonObject) -> JsonObject | None:
     return timings if type(timings) is dict else None
 
 
+def _last_timings(finals: dict[int, JsonObject]) -> JsonObject | None:
+    timed = [_timings(final) for final in finals.values()]
+    return next((timings for timings in reversed(timed) if timings), None)
+
+
 def _read_probabilities(value: Json) -> list[TokenLogprob] | None:
     """Token probabilities in the IR's shape, which is today's; the old one is turned into it.
 
@@ -375,24 +387,28 @@ def _read_probabilities(value: Json) -> list[TokenLogprob] | None:
     """
     if type(value) is not list or not value:
         return None
-    entries = []
-    for entry in value:
-        if type(entry) is not dict:
-            raise Malformed("A token's probability in the upstream's stream is not an object.")
-        if "probs" in entry and "token" not in entry:
-            tops = [top for top in entry["probs"] or () if type(top) is dict]
-            entries.append(
-                {
-                    "token": str(entry.get("content", "")),
-                    "top_probs": [
-                        {"token": str(top.get("tok_str", "")), "prob": top.get("prob")}
-                        for top in tops
-                    ],
-                }
-            )
-        else:
-            entries.append(entry)
-    return entries
+    return read_token_logprobs([_read_old_probability(entry) for entry in value])
+
+
+def _read_old_probability(entry: Json) -> Json:
+    match entry:
+        case {"content": str(said), "probs": list(probs)}:
+            tops = [
+                _logprob_of(top["tok_str"], top["prob"])
+                for top in probs
+                if type(top) is dict
+                and type(top.get("tok_str")) is str
+                and type(top.get("prob")) in {int, float}
+            ]
+            chosen = next((top for top in tops if top["token"] == said), _logprob_of(said, 0))
+            return chosen | {"top_logprobs": tops}
+    return entry
+
+
+def _logprob_of(token: str, prob: float) -> TokenLogprob:
+    # OpenAI's value for a token too unlikely to be told of.
+    logprob = math.log(prob) if prob > 0 else -9999.0
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
 
 
 def parse_answer(body: Json) -> Answer:
@@ -405,7 +421,7 @@ def parse_answer(body: Json) -> Answer:
                 index = final.get("index", 0)
             case _:
                 raise Malformed("The upstream's answer has no 'content'.")
-        if type(index) is not int:
+        if type(index) is not int or index < 0:
             raise Malformed("The upstream's answer has no valid 'index'.")
         reason, word = _read_stop(final)
         tokens = final.get("tokens")
@@ -423,7 +439,9 @@ def parse_answer(body: Json) -> Answer:
         )
     if not choices:
         raise Malformed("The upstream's answer is empty.")
-    return Answer(choices=tuple(choices), usage=_usage(by_index, 1), timings=_timings(finals[-1]))
+    return Answer(
+        choices=distinct(choices), usage=_usage(by_index, 1), timings=_last_timings(by_index)
+    )
 
 
 # What a client hears.
@@ -533,10 +551,12 @@ def _final(
         "stop_type": _stop_type(choice),
         "stopping_word": choice.stop_word or "",
     }
-    if usage is not None:
+    # Numbers of the whole answer, where the upstream gave no other: they are told once, so that
+    # a client's sum over all choices is right.
+    if usage is not None and choice.index == 0:
         body["tokens_predicted"] = usage.completion_tokens
         body["tokens_evaluated"] = usage.prompt_tokens
-    if timings is not None:
+    if timings is not None and choice.index == 0:
         body["timings"] = timings
     body |= choice.extras
     body["model"] = stamp.model

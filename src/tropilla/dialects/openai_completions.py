@@ -16,6 +16,7 @@ from tropilla.dialects._openai import (
     CONTENT_TYPE,
     PING,
     decode,
+    distinct,
     encode,
     error_body,
     parse_problem,
@@ -23,8 +24,10 @@ from tropilla.dialects._openai import (
     read_logit_bias,
     read_reason,
     read_stream_options,
+    read_token_logprobs,
     read_usage,
     render_problem,
+    sum_usages,
     write_common,
     write_usage,
 )
@@ -60,6 +63,7 @@ __all__ = ["CONTENT_TYPE", "NAME", "PING", "ROUTES", "parse_problem", "render_pr
 
 NAME = "openai_completions"
 ROUTES = (Route(path="/completions"),)
+_MOST_LOGPROBS = 5
 
 
 # A client's request.
@@ -74,7 +78,7 @@ def parse_request(body: JsonObject, path: str) -> Request:  # noqa: ARG001 - one
     best_of = fields.integer("best_of", 1, 20)
     if best_of is not None and best_of != n:
         raise _unsupported("best_of", "it is only supported when it equals 'n'.")
-    logprobs = fields.integer("logprobs", 0, 5)
+    logprobs = fields.integer("logprobs", 0, _MOST_LOGPROBS)
     echo = fields.boolean("echo") or False
     if echo and logprobs is not None:
         raise _unsupported("echo", "it is not supported together with 'logprobs' yet.")
@@ -155,6 +159,8 @@ def render_request(request: Request, traits: Traits) -> Wire:
     body = write_common(request, traits)
     match request.input:
         case Completion(prompts=prompts, listed=listed, echo=echo):
+            if not traits.llamacpp and not all(_is_plain(prompt) for prompt in prompts):
+                raise _unsupported("prompt", "only llama.cpp reads prompts of this kind.")
             body["prompt"] = list(prompts) if listed else prompts[0]
             if echo:
                 body["echo"] = True
@@ -168,9 +174,23 @@ def render_request(request: Request, traits: Traits) -> Wire:
             param="response_format",
             kind="unsupported",
         )
+    dropped: tuple[str, ...] = ()
     if request.logprobs is not None:
-        body["logprobs"] = max(request.logprobs, 1) if traits.llamacpp else request.logprobs
-    return Wire(path="/v1/completions", body=body)
+        if traits.llamacpp:
+            body["logprobs"] = max(request.logprobs, 1)
+        else:
+            body["logprobs"] = min(request.logprobs, _MOST_LOGPROBS)
+            dropped = ("logprobs",) if request.logprobs > _MOST_LOGPROBS else ()
+    return Wire(path="/v1/completions", body=body, dropped=dropped)
+
+
+def _is_plain(prompt: Prompt) -> bool:
+    match prompt:
+        case str():
+            return True
+        case [_, *_]:
+            return all(type(item) is int for item in prompt)
+    return False
 
 
 # What an upstream answers.
@@ -183,30 +203,35 @@ _CHOICE = {"index", "text", "finish_reason", "logprobs"}
 
 def stream_parser(request: Request, *, extras: bool) -> _Parser:
     """A parser of completion chunks."""
-    return _Parser(request.choices, extras=extras)
+    return _Parser(request.choices, request.n, extras=extras)
 
 
 class _Parser:
-    def __init__(self, choices: int, *, extras: bool) -> None:
+    def __init__(self, choices: int, n: int, *, extras: bool) -> None:
         self._wanted = choices
+        self._n = n
         self._extras = extras
         self._open: set[int] = set()
         self._ended: set[int] = set()
         self._started = False
         self._over = False
         self._usage: Usage | None = None
+        self._usages: dict[int, Usage] = {}
         self._timings: JsonObject | None = None
         self._last: JsonObject = {}
 
     def feed(self, frames: Sequence[Frame]) -> list[Event]:
         events: list[Event] = []
-        for frame in frames:
-            if self._over:
-                break
-            if frame.data == b"[DONE]":
-                self._finish(events)
-            elif frame.event != COMMENT:
-                self._chunk(decode(frame.data), events)
+        try:
+            for frame in frames:
+                if self._over:
+                    break
+                if frame.data == b"[DONE]":
+                    self._finish(events)
+                elif frame.event != COMMENT:
+                    self._chunk(decode(frame.data), events)
+        except Malformed as error:
+            self._fail(_problems.of_malformed(error), events)
         return events
 
     def end(self) -> list[Event]:
@@ -233,12 +258,13 @@ class _Parser:
             )
             return
         choices, usage = chunk.get("choices"), read_usage(chunk.get("usage"))
-        if type(choices) is not list and usage is None:
+        if type(choices) is not list and (choices is not None or usage is None):
             raise Malformed("A chunk of the upstream's stream has no 'choices'.")
         if not self._started:
             self._started = True
             events.append(_started(chunk))
-        self._usage = usage or self._usage
+        if usage is not None:
+            self._take_usage(usage, choices)
         timings = chunk.get("timings")
         if type(timings) is dict:
             self._timings = timings
@@ -249,10 +275,19 @@ class _Parser:
             self._choice(choice, top, events)
             top = {}
 
+    def _take_usage(self, usage: Usage, choices: Json) -> None:
+        """Usage alone is the total; beside the end of a choice it may be that choice's own."""
+        match choices:
+            case [{"index": int(index), "finish_reason": str()}]:
+                self._usages[index] = usage
+            case _:
+                self._usage = usage
+
     def _choice(self, value: Json, top: JsonObject, events: list[Event]) -> None:
         match value:
             case {"text": str(text)}:
-                index, reason = value.get("index", 0), value.get("finish_reason")
+                # Some servers write "" where others write null.
+                index, reason = value.get("index", 0), value.get("finish_reason") or None
             case _:
                 raise Malformed("A choice of the upstream's stream has no 'text'.")
         if type(index) is not int or not 0 <= index < self._wanted:
@@ -263,6 +298,7 @@ class _Parser:
         if index in self._ended:
             if text:
                 raise Malformed("The upstream's stream goes on after a choice has ended.")
+            self._last |= top
             return
         if text or (reason is None and (logprobs or extras)):
             if index not in self._open:
@@ -297,7 +333,9 @@ class _Parser:
             return
         self._over = True
         extras = Extras(top=self._last) if self._last else None
-        events.append(Finished(usage=self._usage, timings=self._timings, extras=extras))
+        own = [self._usages[index] for index in sorted(self._usages)]
+        usage = self._usage or sum_usages(own, self._n)
+        events.append(Finished(usage=usage, timings=self._timings, extras=extras))
 
     def _fail(self, problem: Problem, events: list[Event]) -> None:
         for index in sorted(self._open):
@@ -330,7 +368,7 @@ def parse_answer(body: Json) -> Answer:
         model=started.model,
         created=started.created,
         fingerprint=started.fingerprint,
-        choices=tuple(_parse_choice(choice) for choice in choices),
+        choices=distinct(_parse_choice(choice) for choice in choices),
         usage=read_usage(body.get("usage")),
         timings=timings if type(timings) is dict else None,
         extras={key: body[key] for key in body.keys() - _TOP},
@@ -343,7 +381,7 @@ def _parse_choice(value: Json) -> Choice:
             index = value.get("index", 0)
         case _:
             raise Malformed("A choice of the upstream's answer has no 'text'.")
-    if type(index) is not int:
+    if type(index) is not int or index < 0:
         raise Malformed("A choice of the upstream's answer has no valid 'index'.")
     return Choice(
         index=index,
@@ -358,7 +396,7 @@ def _read_logprobs(value: Json) -> list[TokenLogprob] | None:
     """OpenAI's parallel lists, or the chat shape that a llama-server gives here."""
     match value:
         case {"content": list(entries)} if entries:
-            return entries
+            return read_token_logprobs(entries)
         case {"tokens": [_, *_] as tokens, "token_logprobs": list(logprobs)} if len(tokens) == len(
             logprobs
         ):
@@ -516,7 +554,7 @@ def render_answer(answer: Answer, request: Request, stamp: Stamp) -> bytes:
     body["choices"] = [
         {
             "index": choice.index,
-            "text": echoes[choice.index] + (choice.text() or ""),
+            "text": "".join(echoes[choice.index : choice.index + 1]) + (choice.text() or ""),
             "logprobs": _render_logprobs(choice.logprobs, request, 0),
             "finish_reason": choice.reason,
             **choice.extras,

@@ -11,6 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs
 
@@ -21,8 +22,8 @@ from tropilla.config import Config
 from tropilla.dialects import Dialect
 from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemError, ProblemKind, Traits
 from tropilla.keys import Keys
-from tropilla.server.reply import ALLOWED_METHODS, Message, Reply, Send
-from tropilla.server.routes import Forward, Generate, Own, Router
+from tropilla.server.reply import Message, Reply, Send
+from tropilla.server.routes import Forward, Generate, Methods, Own, Router
 from tropilla.upstream.fleet import Fleet
 
 Scope: TypeAlias = Mapping[str, Any]
@@ -48,6 +49,7 @@ STATUS: dict[ProblemKind, int] = {
     "timeout": 504,
     "internal": 500,
 }
+_PASS_OVER_SECONDS = 10.0
 _NATIVE = "llamacpp"
 _DEFAULT = "openai_chat"
 
@@ -89,17 +91,16 @@ class Gateway:
         methods = self._router.find(call.path)
         method = "GET" if call.method == "HEAD" else call.method
         action = methods.get(method) if methods else None
-        if isinstance(action, Generate):
+        if isinstance(action, Generate | Forward):
             call.dialect = dialects.named(action.dialect)
-        elif isinstance(action, Forward):
-            call.dialect = dialects.named(_NATIVE)
         if action != _HEALTH and not self._keys.admit(call.headers):
             raise ProblemError(_unauthenticated(call.headers))
         if methods is None:
             raise ProblemError(Problem(kind="not_found", message="File Not Found"))
         match action:
             case None:
-                message = f"{call.method} is not allowed here; allowed: {', '.join(methods)}."
+                call.allowed = ", ".join(_allowed(methods))
+                message = f"{call.method} is not allowed here; allowed: {call.allowed}."
                 raise ProblemError(Problem(kind="method_not_allowed", message=message))
             case Generate():
                 await self._generate(call, action, reply)
@@ -162,12 +163,16 @@ class Gateway:
         if status == 401:
             headers["www-authenticate"] = "Bearer"
         if status == 405:
-            headers["allow"] = ALLOWED_METHODS.decode()
+            headers["allow"] = call.allowed
         if status == 413:
             headers["connection"] = "close"
         if problem.retry_after is not None:
             headers["retry-after"] = f"{problem.retry_after:g}"
-        await reply.whole(status, call.dialect.render_problem(problem, status), headers)
+        body = call.dialect.render_problem(problem, status)
+        if status == 413:
+            await reply.whole(status, body, headers, before_end=call.pass_over())
+        else:
+            await reply.whole(status, body, headers)
 
     # What Tropilla answers itself.
 
@@ -220,6 +225,12 @@ class Gateway:
 _HEALTH = Own(name="health")
 
 
+def _allowed(methods: Methods) -> list[str]:
+    """Every method that a path answers, those that need no row of their own included."""
+    rows = [m for method in methods for m in ((method, "HEAD") if method == "GET" else (method,))]
+    return [*rows, "OPTIONS"]
+
+
 class _Gone(Exception):  # noqa: N818 - nothing went wrong
     """The client has left; there is nobody to answer."""
 
@@ -233,6 +244,8 @@ class _Call:
         self.query: str = scope["query_string"].decode("ascii", "replace")
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.dialect: Dialect = dialects.named(_DEFAULT)
+        self.allowed = ""
+        """The methods of its path, once it is refused for its own."""
         self._receive = receive
 
     def text_headers(self) -> dict[str, str]:
@@ -250,7 +263,8 @@ class _Call:
         if self.headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise ProblemError(
                 Problem(
-                    kind="malformed", message="A compressed body is not accepted: send it plain."
+                    kind="unsupported_media",
+                    message="A compressed body is not accepted: send it plain.",
                 )
             )
         declared = self.headers.get(b"content-length", b"0")
@@ -270,6 +284,17 @@ class _Call:
                 Problem(kind="too_large", message=f"The body is larger than {limit} bytes.")
             )
         return b"".join(pieces)
+
+    async def pass_over(self) -> None:
+        """Let what is left of the body go by, for a while.
+
+        A connection that is closed while its client still sends is reset, and takes the answer
+        with it that the client has not read yet.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PASS_OVER_SECONDS):
+                while (await self._receive()).get("more_body", False):
+                    pass
 
     async def until_gone(self, reply: Reply, work: Awaitable[None]) -> None:
         """Do the work, unless the client leaves: then it is cancelled at once.

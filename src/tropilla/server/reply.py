@@ -23,7 +23,7 @@ _EVERY = (
     (b"openai-version", b"2020-10-01"),
 )
 _STREAM = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-ALLOWED_METHODS = b"GET, POST, DELETE, HEAD, OPTIONS"
+_METHODS = b"GET, POST, DELETE, HEAD, OPTIONS"
 _DEFAULT_ALLOWED = b"authorization, content-type, x-api-key, api-key"
 
 
@@ -71,11 +71,16 @@ class Reply:
         body: bytes,
         headers: Mapping[str, str] | None = None,
         content_type: str = "application/json",
+        before_end: Awaitable[None] | None = None,
     ) -> None:
-        """Send an answer of known length."""
+        """Send an answer of known length; `before_end` has the connection kept so long."""
         more = [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
         more.append((b"content-length", b"%d" % len(body)))
         await self._head(status, content_type, more)
+        if before_end is not None:
+            await self.write(body)
+            await before_end
+            body = b""
         self.ended = True
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -86,12 +91,12 @@ class Reply:
             (b"x-request-id", self.request_id.encode()),
             (b"openai-processing-ms", b"0"),
             *_EVERY,
-            (b"access-control-allow-methods", ALLOWED_METHODS),
+            (b"access-control-allow-methods", _METHODS),
             # `*` would not cover Authorization, so what was asked for is allowed by name.
             (b"access-control-allow-headers", asked_headers or _DEFAULT_ALLOWED),
             (b"access-control-max-age", b"86400"),
             (b"vary", b"Access-Control-Request-Headers"),
-            (b"allow", ALLOWED_METHODS),
+            (b"allow", _METHODS),
         ]
         await self._send({"type": "http.response.start", "status": 204, "headers": headers})
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

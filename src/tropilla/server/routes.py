@@ -21,10 +21,14 @@ class Generate(Value, frozen=True, kw_only=True):
 
 
 class Forward(Value, frozen=True, kw_only=True):
-    """Passed on to an upstream as it is; with `admin` only where the operator allows it."""
+    """Passed on to an upstream as it is; with `admin` only where the operator allows it.
+
+    `dialect` is whose envelope a refusal of Tropilla's own has.
+    """
 
     path: str
     admin: bool = False
+    dialect: str = "llamacpp"
 
 
 class Own(Value, frozen=True, kw_only=True):
@@ -89,7 +93,9 @@ def table() -> dict[str, Methods]:
         routes.setdefault(path, {})[method] = action
 
     for path in _POSTED:
-        add("POST", path, Forward(path=path))
+        openai = path.startswith("/v1/") or f"/v1{path}" in _POSTED
+        dialect = "openai_chat" if openai else "llamacpp"
+        add("POST", path, Forward(path=path, dialect=dialect))
     for path in _READ:
         add("GET", path, Forward(path=path))
     for method, path in _ADMIN:

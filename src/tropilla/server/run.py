@@ -58,6 +58,22 @@ class _Server(uvicorn.Server):
         yield
 
 
+def settings(gateway: Gateway) -> uvicorn.Config:
+    """How a gateway is served: nothing is believed that a client says of itself."""
+    return uvicorn.Config(
+        gateway,
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        proxy_headers=False,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+    )
+
+
 async def _serve(config: Config, sock: socket.socket) -> str | None:
     fatal: list[str] = []
 
@@ -66,19 +82,7 @@ async def _serve(config: Config, sock: socket.socket) -> str | None:
         server.should_exit = True
 
     fleet = Fleet(config, give_up)
-    server = _Server(
-        uvicorn.Config(
-            Gateway(config, fleet),
-            http=Protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=_DRAIN_SECONDS,
-        )
-    )
+    server = _Server(settings(Gateway(config, fleet)))
     await fleet.start()
     try:
         await server.serve(sockets=[sock])

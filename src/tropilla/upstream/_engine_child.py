@@ -31,7 +31,7 @@ from typing import Any
 # The wheels for x86-64 are built for x86-64-v3; an older processor kills them with SIGILL.
 NEEDED_FLAGS = ("avx2", "bmi2", "f16c", "fma")
 
-# With how many tokens of cache every slot may have its own; about 8 GB for a model of 8B.
+# The most tokens of cache that are taken unasked; about 8 GB for a model of 8B.
 AFFORDABLE_TOKENS = 65536
 
 
@@ -61,16 +61,22 @@ def read_head(path: str) -> bytes:
     return head
 
 
-def shares_cache(head: bytes, slots: int) -> bool:
-    """Decide whether slots of the model's own context size must share one cache of that size.
+def plan_cache(head: bytes, slots: int, ctx_size: int) -> tuple[int, bool]:
+    """Decide the size of the cache, in tokens, and whether the slots share it.
 
-    Sharing is what llama-server does by default, and when the sharers together want more than
-    there is, it fails all of them. But a cache for each is only affordable if it is small.
+    Every slot has its own `ctx_size`, if one is given, and else the model's own size if that is
+    affordable. A larger cache is shared, as llama-server does by default: when the sharers
+    together want more than there is, it fails all of them, but a model of 131072 tokens would
+    otherwise take the whole memory and a minute of zeroing before its first answer.
     """
+    if ctx_size:
+        return ctx_size * slots, False
     # In GGUF a value follows its key: the type, here 4 for uint32, then four bytes.
     found = re.search(rb"\.context_length\x04\0\0\0(.{4})", head, re.DOTALL)
-    context = int.from_bytes(found[1], "little") if found else sys.maxsize
-    return slots * context > AFFORDABLE_TOKENS
+    context = int.from_bytes(found[1], "little") if found else AFFORDABLE_TOKENS
+    if slots * context <= AFFORDABLE_TOKENS:
+        return slots * context, False
+    return min(context, AFFORDABLE_TOKENS), True
 
 
 def missing_flags(cpuinfo: str) -> list[str]:
@@ -142,10 +148,9 @@ def serve(options: dict[str, Any], head: bytes) -> Any:
     key = os.environ.get("TROPILLA_ENGINE_KEY")
     params.api_keys = [key] if key else []
 
-    # llama.cpp divides n_ctx by the slots; 0 is the model's own size for each.
+    # llama.cpp divides n_ctx by the slots, unless they share it.
     params.n_parallel = options["slots"]
-    params.n_ctx = options["ctx_size"] * options["slots"]
-    params.kv_unified = options["ctx_size"] == 0 and shares_cache(head, options["slots"])
+    params.n_ctx, params.kv_unified = plan_cache(head, options["slots"], options["ctx_size"])
     threads = options["threads"] or automatic_threads()
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.embedding = options["embedding"]
@@ -221,10 +226,10 @@ def main() -> None:
             if socket:
                 Path(socket).unlink(missing_ok=True)
             server = serve(options, head)
-            report("ready", server.listening_address)
     except Problem as problem:
         report(problem.kind, problem.text)
         sys.exit(1)
+    report("ready", server.listening_address)
     while os.read(0, 1024):
         pass
     clean_up(socket)

@@ -133,24 +133,20 @@ class _Child:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self._drain = asyncio.create_task(self._keep_tail())
         self._guard: int | None = None
+        self._outcome: asyncio.Future[_Report | None] = asyncio.Future()
+        # Both pipes are read to their ends for ever: the child must never wait for us, and its
+        # guard may hold them a moment longer than the child.
+        self._pipes = asyncio.gather(self._keep_tail(), self._hear())
 
     async def report(self) -> _Report | None:
         """Return what came of the start, or None if the child ended without a word."""
-        if (stdout := self.process.stdout) is not None:
-            while line := await stdout.readline():
-                report = msgspec.json.decode(line, type=_Report)
-                if report.kind != "guard":
-                    self._guard = None
-                    return report
-                self._guard = int(report.text)
-        return None
+        return await asyncio.shield(self._outcome)
 
     async def death(self) -> EngineProblem:
         """Wait for the child's end and say how it came."""
         returncode = await self.process.wait()
-        await asyncio.wait([self._drain])
+        await asyncio.wait([self._pipes])
         self._close_stdin()
         if self._guard is not None:
             # A child that ends while it loads leaves its guard, about to end, to process 1; in a
@@ -174,8 +170,17 @@ class _Child:
         if self.process.stdin is not None:
             self.process.stdin.close()
 
+    async def _hear(self) -> None:
+        if (stdout := self.process.stdout) is not None:
+            while line := await stdout.readline():
+                report = msgspec.json.decode(line, type=_Report)
+                self._guard = int(report.text) if report.kind == "guard" else None
+                if report.kind != "guard":
+                    self._outcome.set_result(report)
+        if not self._outcome.done():
+            self._outcome.set_result(None)
+
     async def _keep_tail(self) -> None:
-        """Read for ever, so that the child never waits for us, and remember the last lines."""
         partial = ""
         if (stderr := self.process.stderr) is not None:
             while chunk := await stderr.read(65536):

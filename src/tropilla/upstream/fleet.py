@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from tropilla.config import Config, EngineConfig
 from tropilla.herd.balance import Candidate, State, pick
 from tropilla.ir import JsonObject, Problem, ProblemError, Traits
-from tropilla.upstream.engine import Engine, EngineOptions, EngineProblem
+from tropilla.upstream.engine import Engine, EngineOptions, EngineProblem, EngineState
 from tropilla.upstream.http import Link
 from tropilla.upstream.probe import alive, probe
 
@@ -32,9 +32,11 @@ log = logging.getLogger("tropilla")
 class Upstream:
     """One server: how to reach it, what it is, how it is."""
 
-    def __init__(self, link: Link, name: str) -> None:
+    def __init__(self, link: Link, name: str, *, ours: bool = False) -> None:
         self.link = link
         self.name = name
+        self.ours = ours
+        """Whether it is ours to start again: then it is never down, only starting."""
         self.traits = Traits()
         self.state: State = "starting"
         self.problem: Problem | None = None
@@ -102,21 +104,23 @@ class Fleet:
                 ctx_size=config.ctx_size,
                 threads=config.threads,
             ),
-            on_change=lambda _: self._engine_changed(),
+            on_change=lambda state: self._engine_changed(upstream, state),
         )
+        upstream = Upstream(
+            Link(engine.address, api_key=engine.api_key), "embedded engine", ours=True
+        )
+        self.upstreams.append(upstream)
+        self._tasks.append(asyncio.create_task(self._watch(upstream)))
         try:
-            await engine.start()
-            upstream = Upstream(Link(engine.address, api_key=engine.api_key), "embedded engine")
-            self.upstreams.append(upstream)
-            watch = asyncio.create_task(self._watch(upstream))
-            self._tasks.append(watch)
             await engine.run()
         except EngineProblem as problem:
             self._on_fatal(str(problem))
 
-    def _engine_changed(self) -> None:
-        for upstream in self.upstreams:
-            upstream.recheck.set()
+    @staticmethod
+    def _engine_changed(upstream: Upstream, state: EngineState) -> None:
+        if state.problem is not None and not state.problem.fatal:
+            log.warning("%s Starting it again.", state.problem)
+        upstream.recheck.set()
 
     async def _watch(self, upstream: Upstream) -> None:
         """Keep an upstream's state true, for ever."""
@@ -144,7 +148,7 @@ class Fleet:
     def _failed(self, upstream: Upstream, problem: Problem, failures: int) -> None:
         if problem.kind == "loading":
             self._set(upstream, "loading", problem)
-        elif failures <= _HOPEFUL_TRIES and upstream.state != "down":
+        elif upstream.ours or (failures <= _HOPEFUL_TRIES and upstream.state != "down"):
             self._set(upstream, "starting", problem)
         else:
             self._set(upstream, "down", problem)

@@ -1,6 +1,7 @@
 """What an upstream answers: chat completion chunks, or one whole completion, to the IR.
 
-Whatever the bytes are, the events keep the grammar of `ir`, or the parser raises `Malformed`.
+Whatever the bytes are, the events keep the grammar of `ir`; bytes that make no sense end in
+`Failed`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from collections.abc import Sequence
 from tropilla.dialects import _problems
 from tropilla.dialects._openai import (
     decode,
+    distinct,
     read_reason,
+    read_token_logprobs,
     read_usage,
+    sum_usages,
 )
 from tropilla.framing import COMMENT, Frame
 from tropilla.ir import (
@@ -46,12 +50,13 @@ _TOP = {
     "prompt_progress",
 }  # fmt: skip
 _CHOICE = {"index", "delta", "finish_reason", "logprobs"}
-_DELTA = {"role", "content", "refusal", "reasoning_content", "reasoning", "tool_calls"}
+_SAYING = {"content", "refusal", "reasoning_content", "reasoning", "tool_calls"}
+_DELTA = _SAYING | {"role"}
 
 
-def stream_parser(request: Request, *, extras: bool) -> _Parser:  # noqa: ARG001 - others need it
+def stream_parser(request: Request, *, extras: bool) -> _Parser:
     """A parser of chat completion chunks."""
-    return _Parser(extras=extras)
+    return _Parser(request.choices, extras=extras)
 
 
 class _OpenChoice:
@@ -64,41 +69,36 @@ class _OpenChoice:
 
 
 class _Parser:
-    def __init__(self, *, extras: bool) -> None:
+    def __init__(self, choices: int, *, extras: bool) -> None:
+        self._wanted = choices
         self._extras = extras
         self._started = False
         self._over = False
         self._choices: dict[int, _OpenChoice] = {}
         self._usage: Usage | None = None
+        self._usages: list[Usage] = []
         self._timings: JsonObject | None = None
         self._last: JsonObject = {}
 
     def feed(self, frames: Sequence[Frame]) -> list[Event]:
         events: list[Event] = []
-        for frame in frames:
-            if self._over:
-                break
-            if frame.data == b"[DONE]":
-                self._finish(events)
-            elif frame.event != COMMENT:
-                self._chunk(decode(frame.data), events)
+        try:
+            for frame in frames:
+                if self._over:
+                    break
+                if frame.data == b"[DONE]":
+                    self._finish(events)
+                elif frame.event != COMMENT:
+                    self._chunk(decode(frame.data), events)
+        except Malformed as error:
+            self._fail(_problems.of_malformed(error), events)
         return events
 
     def end(self) -> list[Event]:
         events: list[Event] = []
         if not self._over:
             # Servers before b3754 close without [DONE]: the finish reasons say that it is whole.
-            if self._choices and all(choice.ended for choice in self._choices.values()):
-                self._finish(events)
-            else:
-                self._fail(
-                    Problem(
-                        kind="upstream_failed",
-                        message="The upstream closed the stream before the answer was complete.",
-                        retryable=True,
-                    ),
-                    events,
-                )
+            self._finish(events)
         return events
 
     def abort(self, problem: Problem) -> list[Event]:
@@ -127,20 +127,25 @@ class _Parser:
         if type(timings) is dict:
             self._timings = timings
         if not choices:
-            if choices is None and usage is None:
+            if type(choices) is not list and (choices is not None or usage is None):
                 raise Malformed("A chunk of the upstream's stream has no 'choices'.")
+            if usage is not None:
+                self._usages.append(usage)
             self._last |= top
             return
         if type(choices) is not list:
             raise Malformed("'choices' of the upstream's stream is not an array.")
-        self._progress(chunk, events)
+        told = self._progress(chunk, choices[0], top, events)
+        if told:
+            top = {}
         for item in choices:
             if type(item) is not dict:
                 raise Malformed("A choice of the upstream's stream is not an object.")
-            if self._extras and type(timings) is dict and item.get("finish_reason") is None:
-                top["timings"] = timings
+            timed = self._extras and type(timings) is dict and not item.get("finish_reason")
+            if timed and not told:
+                top = top | {"timings": timings}
             self._choice(item, top, events)
-            top = {}
+            top, told = {}, True
 
     def _top(self, chunk: JsonObject) -> JsonObject:
         if not self._extras:
@@ -160,29 +165,40 @@ class _Parser:
             )
         )
 
-    def _progress(self, chunk: JsonObject, events: list[Event]) -> None:
+    def _progress(
+        self, chunk: JsonObject, first: Json, top: JsonObject, events: list[Event]
+    ) -> bool:
+        """Tell how far the prompt is, where the chunk says it; everything else goes with it."""
+        index = first.get("index", 0) if type(first) is dict else None
         match chunk.get("prompt_progress"):
             case {
                 "total": int(total),
                 "cache": int(cached),
                 "processed": int(processed),
                 "time_ms": int() | float() as time_ms,
-            }:
-                timings = chunk.get("timings")
-                extras = Extras(top={"timings": timings}) if self._extras and timings else None
+            } if type(index) is int and not self._ended(index):
+                if self._extras and type(chunk.get("timings")) is dict:
+                    top = top | {"timings": chunk["timings"]}
                 events.append(
                     Progress(
+                        choice=index,
                         total=total,
                         cached=cached,
                         processed=processed,
                         time_ms=time_ms,
-                        extras=extras,
+                        extras=Extras(top=top) if top else None,
                     )
                 )
+                return True
+        return False
+
+    def _ended(self, index: int) -> bool:
+        choice = self._choices.get(index)
+        return choice is not None and choice.ended
 
     def _choice(self, item: JsonObject, top: JsonObject, events: list[Event]) -> None:
         index, delta = item.get("index", 0), item.get("delta")
-        if type(index) is not int or index < 0:
+        if type(index) is not int or not 0 <= index < self._wanted:
             raise Malformed("A choice of the upstream's stream has no valid 'index'.")
         choice = self._choices.get(index)
         if choice is None:
@@ -192,19 +208,25 @@ class _Parser:
             raise Malformed("A 'delta' of the upstream's stream is not an object.")
         logprobs = _logprobs_of(item.get("logprobs"))
         extras = self._extras_of(item, delta, top)
-        reason = item.get("finish_reason")
-        told = self._delta(index, choice, delta, logprobs, None if reason else extras, events)
-        if reason is not None and not choice.ended:
-            self._close(index, choice, events)
-            choice.ended = True
-            events.append(
-                ChoiceEnded(
-                    choice=index,
-                    reason=read_reason(reason),
-                    logprobs=None if told else logprobs,
-                    extras=extras,
-                )
-            )
+        # Some servers write "" where others write null.
+        reason = item.get("finish_reason") or None
+        if choice.ended:
+            if any(delta.get(name) for name in _SAYING):
+                raise Malformed("The upstream's stream goes on after a choice has ended.")
+            self._last |= top
+            return
+        if reason is None:
+            told = self._delta(index, choice, delta, logprobs, extras, events)
+            if not told and (logprobs or extras):
+                self._note(index, choice, logprobs, extras, events)
+            return
+        if self._delta(index, choice, delta, logprobs, None, events):
+            logprobs = None
+        self._close(index, choice, events)
+        choice.ended = True
+        events.append(
+            ChoiceEnded(choice=index, reason=read_reason(reason), logprobs=logprobs, extras=extras)
+        )
 
     def _extras_of(self, item: JsonObject, delta: JsonObject, top: JsonObject) -> Extras | None:
         if not self._extras:
@@ -222,14 +244,10 @@ class _Parser:
         extras: Extras | None,
         events: list[Event],
     ) -> bool:
-        """Tell what a delta says; whether that was anything."""
+        """Tell what a delta says; whether the probabilities and extras went with it."""
         content = delta.get("content")
         reasoning = delta.get("reasoning_content") or delta.get("reasoning")
         refusal, calls = delta.get("refusal"), delta.get("tool_calls")
-        if choice.ended:
-            if content or reasoning or refusal or calls:
-                raise Malformed("The upstream's stream goes on after a choice has ended.")
-            return True
         told = False
         kinds: tuple[tuple[Json, PartKind], ...] = (
             (reasoning, "reasoning"),
@@ -249,12 +267,23 @@ class _Parser:
                 raise Malformed("'tool_calls' of the upstream's stream is not an array.")
             for call in calls:
                 self._call(index, choice, call, events)
-        if logprobs or extras:
-            if choice.kind is None:
-                self._open(index, choice, "text", events)
-            events.append(PartDelta(choice=index, text="", logprobs=logprobs, extras=extras))
-            told = True
+            if not told and (logprobs or extras):
+                self._note(index, choice, logprobs, extras, events)
+                told = True
         return told
+
+    def _note(
+        self,
+        index: int,
+        choice: _OpenChoice,
+        logprobs: list[JsonObject] | None,
+        extras: Extras | None,
+        events: list[Event],
+    ) -> None:
+        """Tell what came with no text: it belongs to the open part, or else to the text."""
+        if choice.kind is None:
+            self._open(index, choice, "text", events)
+        events.append(PartDelta(choice=index, text="", logprobs=logprobs, extras=extras))
 
     def _call(self, index: int, choice: _OpenChoice, call: Json, events: list[Event]) -> None:
         match call:
@@ -302,11 +331,13 @@ class _Parser:
             events.append(PartEnded(choice=index))
 
     def _finish(self, events: list[Event]) -> None:
-        if not self._choices or not all(choice.ended for choice in self._choices.values()):
+        # Every choice that was asked for must have told its end: a server that breaks off after
+        # the first of two must not look like one that is done.
+        if sum(choice.ended for choice in self._choices.values()) < self._wanted:
             self._fail(
                 Problem(
                     kind="upstream_failed",
-                    message="The upstream ended the stream without a finish reason.",
+                    message="The upstream ended the stream before the answer was complete.",
                     retryable=True,
                 ),
                 events,
@@ -314,7 +345,9 @@ class _Parser:
             return
         self._over = True
         extras = Extras(top=self._last) if self._last else None
-        events.append(Finished(usage=self._usage, timings=self._timings, extras=extras))
+        # Chunks of nothing but usage give the total; a llama-server sends one for every choice.
+        usage = sum_usages(self._usages, self._wanted) or self._usage
+        events.append(Finished(usage=usage, timings=self._timings, extras=extras))
 
     def _fail(self, problem: Problem, events: list[Event]) -> None:
         for index, choice in self._choices.items():
@@ -326,7 +359,7 @@ class _Parser:
 def _logprobs_of(value: Json) -> list[JsonObject] | None:
     match value:
         case {"content": list(entries)} if entries:
-            return entries
+            return read_token_logprobs(entries)
     return None
 
 
@@ -347,7 +380,7 @@ def parse_answer(body: Json) -> Answer:
         model=model if type(model) is str else None,
         created=created if type(created) is int else None,
         fingerprint=fingerprint if type(fingerprint) is str else None,
-        choices=tuple(_parse_choice(choice) for choice in choices),
+        choices=distinct(_parse_choice(choice) for choice in choices),
         usage=read_usage(body.get("usage")),
         timings=timings if type(timings) is dict else None,
         extras={key: body[key] for key in body.keys() - _TOP},
@@ -385,7 +418,7 @@ def _parse_choice(choice: Json) -> Choice:
             case _:
                 raise Malformed("A tool call of the upstream's answer is malformed.")
     index = choice.get("index", 0)
-    if type(index) is not int:
+    if type(index) is not int or index < 0:
         raise Malformed("A choice of the upstream's answer has no valid 'index'.")
     known = _DELTA | {"annotations"}
     return Choice(

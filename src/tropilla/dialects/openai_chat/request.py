@@ -106,6 +106,8 @@ def _parse_message(value: Json, path: str) -> Message:
         case str():
             parts.append(Text(text=content))
         case list():
+            if not content and role != "assistant":
+                raise invalid(fields.at("content"), "expected at least one part.", "empty_array")
             parts += [_parse_part(p, f"{path}.content.{i}") for i, p in enumerate(content)]
         case None:
             if role != "assistant":
@@ -150,7 +152,9 @@ def _parse_part(value: Json, path: str) -> Part:
             if inner is None:
                 raise missing(fields.at("input_audio"))
             audio = Fields(inner, fields.at("input_audio"))
-            return Audio(data=audio.required("data"), format=audio.required("format"))
+            return Audio(
+                data=audio.required("data"), format=audio.required("format"), extras=fields.rest
+            )
         case _ if kind in _OPAQUE_PARTS:
             return Opaque(dialect=NAME, body=value)
         case _:
@@ -283,7 +287,7 @@ def _render_message(message: Message) -> JsonObject:
                 content.append({"type": "image_url", "image_url": url, **part.extras})
             case Audio():
                 audio = {"data": part.data, "format": part.format}
-                content.append({"type": "input_audio", "input_audio": audio})
+                content.append({"type": "input_audio", "input_audio": audio, **part.extras})
             case Reasoning():
                 body["reasoning_content"] = body.get("reasoning_content", "") + part.text
             case Refusal():

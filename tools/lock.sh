@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# `make lock`: renew the locked requirements, of Tropilla and of the clients that try it.
+#
+# Every file holds exact versions and hashes for all platforms and for Python 3.11 to 3.14, and says
+# nothing of where packages come from: that is pip's and npm's to know on each machine.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+UV=0.13.9
+AGE="3 days" # what was published later waits: a bad release is mostly found out by then
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+"${PYTHON:-python3}" -m venv "$work/uv"
+"$work/uv/bin/python" -m pip --disable-pip-version-check install --quiet "uv==$UV"
+
+lock() { # lock OUTPUT INPUT...
+    echo "$1"
+    "$work/uv/bin/uv" pip compile --quiet --no-config --universal --python-version 3.11 --upgrade \
+        --generate-hashes --exclude-newer "$AGE" --only-binary :all: --no-annotate \
+        --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+        --output-file "$1" "${@:2}"
+}
+
+lock requirements/dev.txt pyproject.toml --extra engine --group dev
+# The same versions, so that one .venv holds both.
+lock requirements/serve.txt pyproject.toml --extra engine --group build \
+    --constraint requirements/dev.txt
+locked=(requirements/dev.txt requirements/serve.txt)
+
+for folder in tests/clients/openai2 tests/clients/openai3; do
+    lock "$folder/requirements.txt" "$folder/requirements.in"
+    locked+=("$folder/requirements.txt")
+done
+
+if command -v npm >/dev/null; then
+    for folder in tests/clients/openai_node/v*; do # package.json says which version: edit it there
+        echo "$folder/package-lock.json"
+        npm install --prefix "$folder" --package-lock-only --ignore-scripts --silent \
+            --omit-lockfile-registry-resolved
+        locked+=("$folder/package-lock.json")
+    done
+else
+    echo "npm is not on this machine: the Node clients stay as they are." >&2
+fi
+
+if grep -n -e '://' -e "$HOME" -e "$work" "${locked[@]}"; then
+    echo "The lines above name an address or a folder of this machine: leave them out." >&2
+    exit 1
+fi
