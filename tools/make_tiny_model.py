@@ -38,11 +38,10 @@ import re
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -63,7 +62,7 @@ NORM_EPSILON = 1e-5
 
 @dataclass(frozen=True)
 class Passage:
-    """One answer the model may give, and the topic it belongs to (0: none)."""
+    """A few sentences that belong together, and their topic (0: none)."""
 
     text: str
     topic: int
@@ -222,7 +221,6 @@ class Table:
     """How often each token followed each context."""
 
     def __init__(self, corpus: Corpus, vocabulary: Vocabulary) -> None:
-        self._ids = vocabulary.ids
         self.topics = {
             vocabulary.ids[form]: topic
             for word, topic in corpus.topic_words.items()
@@ -291,7 +289,7 @@ class Table:
         return found
 
     @staticmethod
-    def _parent(context: Context, found: dict[Context, Any]) -> Context:
+    def _parent(context: Context, found: Container[Context]) -> Context:
         tokens = context.tokens
         if context.topic is None:
             tokens = tokens[:-1]
@@ -373,9 +371,8 @@ def solve(answers: list[Answer], known: list[int]) -> tuple[dict[Answer, Floats]
         better = np.rint(codes.T @ error * (STEP / NAT))
         codes += np.rint(error @ vectors.T * (STEP / NAT))
         vectors += better
-    return {
-        answer: vectors[:, column] / UNIT for column, answer in enumerate(answers)
-    }, codes / UNIT
+    found = {answer: vectors[:, column] / UNIT for column, answer in enumerate(answers)}
+    return found, codes / UNIT
 
 
 # ----------------------------------------------------------------------------- the weights
@@ -384,7 +381,9 @@ HEADS = 3
 HEAD_WIDTH = 32
 SHARPNESS = 200.0  # of the heads that look back a fixed distance
 TOPIC_SHARPNESS = 100.0
-TOPIC_PAIR = 8  # the RoPE pair of head 2: turns by 1/100 per token, so the latest word wins
+# Head 2 uses two RoPE pairs. One turns by 1/100 per token, so that the latest word wins; the other,
+# twice as strong, does not come round within the context, so that no much older word wins either.
+TOPIC_PAIRS = {8: 1.0, 13: 2.0}
 MARGIN = 4.0  # one mismatch between two codes costs twice this, or more
 FIRE = 16.0  # a hidden unit that recognises its context; -FIRE or less if it does not
 OUTPUT_SCALE = 32.0
@@ -424,9 +423,10 @@ def attention() -> dict[str, Floats]:
             value[first + sign, THIS + sign] = 1.0
             output[place + sign, first + sign] = 1.0
     first = 2 * HEAD_WIDTH
-    query[first + 2 * TOPIC_PAIR, ONE] = TOPIC_SHARPNESS / CONSTANT
-    key[first + 2 * TOPIC_PAIR, ONE] = TOPIC_SHARPNESS / CONSTANT / 2  # 1 - flag: 0 or 2
-    key[first + 2 * TOPIC_PAIR, FLAG] = -TOPIC_SHARPNESS / CONSTANT / 2
+    for pair, strength in TOPIC_PAIRS.items():
+        query[first + 2 * pair, ONE] = TOPIC_SHARPNESS * strength / CONSTANT
+        key[first + 2 * pair, ONE] = TOPIC_SHARPNESS / CONSTANT / 2  # one minus flag: 0 or 2
+        key[first + 2 * pair, FLAG] = -TOPIC_SHARPNESS / CONSTANT / 2
     for sign in range(TOPIC_CODE):
         value[first + sign, OWN_TOPIC + sign] = 1.0
         output[TOPIC_FOUND + sign, first + sign] = 1.0
