@@ -535,8 +535,14 @@ def fold(events: Iterable[Event]) -> Answer:
     raise ProblemError(Problem(kind="upstream_failed", message="The answer has no end."))
 
 
-def unfold(answer: Answer) -> Iterator[Event]:
-    """Tell a whole answer as the stream whose fold it is."""
+def unfold(answer: Answer, *, extras: bool = True) -> Iterator[Event]:
+    """Tell a whole answer as the stream whose fold it is; without `extras`, only what is modelled.
+
+    Extras are in the words of the dialect that read them: another could not say them.
+    """
+    if not extras:
+        bare = (msgspec.structs.replace(one, extras={}, part_extras={}) for one in answer.choices)
+        answer = msgspec.structs.replace(answer, extras={}, choices=tuple(bare))
     yield Started(
         id=answer.id,
         model=answer.model,
@@ -545,8 +551,8 @@ def unfold(answer: Answer) -> Iterator[Event]:
     )
     for choice in answer.choices:
         yield from _unfold_choice(choice)
-    extras = Extras(top=answer.extras) if answer.extras else None
-    yield Finished(usage=answer.usage, timings=answer.timings, extras=extras)
+    last = Extras(top=answer.extras) if answer.extras else None
+    yield Finished(usage=answer.usage, timings=answer.timings, extras=last)
 
 
 def _unfold_choice(choice: Choice) -> Iterator[Event]:
@@ -571,12 +577,13 @@ def _unfold_choice(choice: Choice) -> Iterator[Event]:
         yield PartDelta(choice=index, text=text, logprobs=logprobs, tokens=tokens, extras=extras)
         logprobs = tokens = extras = None
         yield PartEnded(choice=index)
+    left = extras.part if extras else {}
     yield ChoiceEnded(
         choice=index,
         reason=choice.reason or "stop",
         stop_word=choice.stop_word,
         logprobs=logprobs,
-        extras=Extras(choice=choice.extras) if choice.extras else None,
+        extras=Extras(choice=choice.extras, part=left) if choice.extras or left else None,
     )
 
 

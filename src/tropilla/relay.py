@@ -21,7 +21,7 @@ import msgspec
 
 from tropilla import dialects, ir
 from tropilla.dialects import Dialect, Stamp, StreamParser, Wire
-from tropilla.framing import COMMENT, SseFramer
+from tropilla.framing import SseFramer
 from tropilla.ir import (
     Chat,
     Event,
@@ -116,16 +116,17 @@ async def _attempt(
         wanted = flatten(wanted, template)
     back = _back_for(wanted)
     wire = back.render_request(wanted, upstream.traits)
-    parser = back.stream_parser(wanted, extras=back.NAME == front.NAME)
+    kin = back.NAME == front.NAME
     ids = await _prompt_ids(wanted, upstream) if request.tokenize and not request.stream else None
     async with upstream.link.send("POST", wire.path, _encoded(wire.body), _JSON) as incoming:
         if incoming.status != 200:
             raise ProblemError(back.parse_problem(incoming.status, await incoming.whole()))
-        events = _Events(incoming, back, parser)
+        events = _Events(incoming, back, back.stream_parser(wanted, extras=kin), extras=kin)
         if request.stream:
             await _stream(front, request, stamp, events, wire, reply)
         else:
             await _whole(front, request, stamp, events, wire, reply, ids)
+        await incoming.finish()
 
 
 def _encoded(body: JsonObject) -> bytes:
@@ -201,11 +202,14 @@ def _headers(wire: Wire) -> dict[str, str]:
 class _Events:
     """An upstream's answer as events, whatever it looks like; always ends in a terminal one."""
 
-    def __init__(self, answer: Incoming, back: Dialect, parser: StreamParser) -> None:
+    def __init__(
+        self, answer: Incoming, back: Dialect, parser: StreamParser, *, extras: bool
+    ) -> None:
         self._answer = answer
         self._streams = answer.content_type.lower().startswith("text/event-stream")
         self._back = back
         self._parser = parser
+        self._extras = extras
         self._framer = SseFramer()
 
     async def next(self) -> tuple[list[Event], bool]:
@@ -215,11 +219,12 @@ class _Events:
                 # It was asked to stream, and answered all the same.
                 body = _decoded(await self._answer.whole())
                 _check(body, self._back)
-                return list(ir.unfold(self._back.parse_answer(body))), False
+                answer = self._back.parse_answer(body)
+                return list(ir.unfold(answer, extras=self._extras)), False
             piece = await self._answer.read()
             if piece:
                 frames = self._framer.feed(piece)
-                return self._parser.feed(frames), any(f.event == COMMENT for f in frames)
+                return self._parser.feed(frames), bool(frames)
             return self._parser.feed(self._framer.end()) + self._parser.end(), False
         except Malformed as error:
             problem = Problem(kind="upstream_failed", message=error.problem.message, retryable=True)

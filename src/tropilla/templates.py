@@ -8,7 +8,18 @@ from __future__ import annotations
 
 import msgspec
 
-from tropilla.ir import Chat, Completion, Malformed, Message, Request, Text, Value
+from tropilla.ir import (
+    Chat,
+    Completion,
+    Malformed,
+    Message,
+    Reasoning,
+    Refusal,
+    Request,
+    Text,
+    ToolCall,
+    Value,
+)
 
 
 class Classic(Value, frozen=True, kw_only=True):
@@ -85,10 +96,15 @@ def _text(message: Message, index: int) -> str:
     texts = []
     for part in message.parts:
         if not isinstance(part, Text):
+            field = _FIELDS.get(type(part), "content")
             raise Malformed(
                 f"The classic template can only say text, not '{type(part).__name__.lower()}'.",
-                param=f"messages.{index}.content",
+                param=f"messages.{index}.{field}",
                 kind="unsupported",
             )
         texts.append(part.text)
     return "".join(texts)
+
+
+# Where a client says what is no text, if not in the content.
+_FIELDS = {ToolCall: "tool_calls", Reasoning: "reasoning_content", Refusal: "refusal"}

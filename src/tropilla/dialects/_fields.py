@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tropilla.ir import Json, JsonObject, Knobs, Malformed
+from tropilla.ir import Json, JsonObject, Knobs, Malformed, Request
 
 _KIND_NAMES = {
     bool: "a boolean", int: "an integer", float: "a decimal", str: "a string",
@@ -199,3 +199,11 @@ def write_knobs(knobs: Knobs) -> JsonObject:
     if seed is not None and not -1 <= seed <= _NO_SEED:
         body["seed"] = seed % _NO_SEED
     return body
+
+
+_FAMILY = {"openai_chat", "openai_completions", "llamacpp"}
+
+
+def kindred_extras(request: Request) -> JsonObject:
+    """The fields that the IR does not model, where OpenAI's APIs and llama.cpp's mean the same."""
+    return dict(request.extras) if request.dialect in _FAMILY else {}

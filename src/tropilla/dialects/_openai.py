@@ -5,13 +5,21 @@ Two forms of one field are read wherever llama.cpp has its own beside OpenAI's.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from tropilla.dialects import _problems
-from tropilla.dialects._fields import Fields, invalid, write_knobs, wrong_type
+from tropilla.dialects._fields import (
+    Fields,
+    invalid,
+    kindred_extras,
+    write_knobs,
+    wrong_type,
+)
 from tropilla.framing import SSE_PING
 from tropilla.ir import (
     Bias,
@@ -70,23 +78,31 @@ def read_limit(fields: Fields) -> int | None:
     return None
 
 
-def read_logit_bias(value: Json, path: str) -> tuple[Bias, ...]:
-    """`{"id": amount}`, or llama.cpp's `[[id or text, amount or false], ...]`."""
+def read_logit_bias(value: Json, path: str, *, openai: bool = True) -> tuple[Bias, ...]:
+    """`{"id": amount}`, or llama.cpp's `[[id or text, amount or false], ...]`.
+
+    With `openai`, the range is OpenAI's.
+    """
     if value is None:
         return ()
     if type(value) is dict:
         pairs: list[Any] = [
-            [int(token) if token.isascii() and token.isdecimal() else token, amount]
+            [int(token) if _TOKEN_ID.fullmatch(token) else token, amount]
             for token, amount in value.items()
         ]
     elif type(value) is list:
         pairs = value
     else:
         raise wrong_type(path, "an object", value)
-    return tuple(_read_bias(pair, f"{path}.{i}") for i, pair in enumerate(pairs))
+    most = 100 if openai else math.inf
+    return tuple(_read_bias(pair, f"{path}.{i}", most) for i, pair in enumerate(pairs))
 
 
-def _read_bias(pair: Json, path: str) -> Bias:
+# No longer than any id is: Python refuses to read a number of thousands of digits.
+_TOKEN_ID = re.compile("[0-9]{1,18}")
+
+
+def _read_bias(pair: Json, path: str, most: float) -> Bias:
     match pair:
         case [bool(), _]:
             pass
@@ -95,8 +111,10 @@ def _read_bias(pair: Json, path: str) -> Bias:
         case [int() | str() as token, bool()]:
             pass
         case [int() | str() as token, int() | float() as amount]:
-            if not -100 <= amount <= 100:
-                raise invalid(path, f"expected a bias between -100 and 100, but got {amount}.")
+            if not -most <= amount <= most:
+                raise invalid(
+                    path, f"expected a bias between {-most} and {most}, but got {amount}."
+                )
             return Bias(token=token, amount=amount)
     raise wrong_type(path, "a token and its bias", pair)
 
@@ -120,7 +138,7 @@ def read_stream_options(fields: Fields, *, stream: bool) -> bool:
 
 def write_common(request: Request, traits: Traits) -> JsonObject:
     """The fields that chat and completions have in common. Usage is always asked for."""
-    body: JsonObject = dict(request.extras)
+    body = kindred_extras(request)
     if request.model is not None:
         body["model"] = request.model
     body["stream"] = True

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from tropilla.dialects import Route, Stamp, Wire, _problems
 from tropilla.dialects._fields import (
     Fields,
+    kindred_extras,
     missing,
     read_knobs,
     texts,
@@ -95,7 +96,7 @@ def parse_request(body: JsonObject, path: str) -> Request:
         max_tokens=_read_limit(fields),
         stop=texts(fields.any("stop"), "stop"),
         knobs=read_knobs(fields, openai=False),
-        logit_bias=read_logit_bias(fields.any("logit_bias"), "logit_bias"),
+        logit_bias=read_logit_bias(fields.any("logit_bias"), "logit_bias", openai=False),
         logprobs=n_probs or None,
         format=None if schema is None else Format(kind="json_schema", schema=schema),
         tokenize=fields.boolean("tokenize") or False,
@@ -141,7 +142,7 @@ def _parse_prompts(value: Json) -> tuple[tuple[Prompt, ...], bool]:
 
 def render_request(request: Request, traits: Traits) -> Wire:
     """Say a request as a native completion or infill."""
-    body: JsonObject = dict(request.extras)
+    body = kindred_extras(request)
     # What Tropilla does itself with the answer: the engine must not do it first.
     body.pop("response_fields", None)
     if request.model is not None:

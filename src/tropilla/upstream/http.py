@@ -7,8 +7,11 @@ or decoded. Every failure leaves as a `ProblemError` which says whether another 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import aiohttp
 import msgspec
@@ -22,6 +25,9 @@ IDLE_SECONDS = 600.0
 
 MAX_WHOLE = 64 * 1024 * 1024
 """Bytes of an answer that is wanted whole."""
+
+_END_SECONDS = 0.05
+"""How long the end of a complete answer is waited for: it follows, but in a packet of its own."""
 
 # llama-server closes an idle connection after 5 s, and any after 100 requests.
 _KEEP_SECONDS = 3.0
@@ -68,6 +74,51 @@ class Incoming:
             pieces.append(piece)
         return b"".join(pieces)
 
+    async def finish(self) -> None:
+        """Take the end of an answer that has said everything, if it comes at once.
+
+        With it comes the right to use the connection again.
+        """
+        with suppress(TimeoutError, ProblemError):
+            async with asyncio.timeout(_END_SECONDS):
+                while await self.read():
+                    pass
+
+
+if TYPE_CHECKING:
+    _Base = aiohttp.BaseConnector
+else:
+    _Base = object
+
+
+class _Knowing(_Base):
+    """A connector that knows which tasks were given a connection that had been used before."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._used: WeakSet[Any] = WeakSet()
+        self.given_used: WeakSet[Any] = WeakSet()
+
+    async def connect(self, *args: Any, **kwargs: Any) -> aiohttp.connector.Connection:
+        """Get a connection, and note whether it is new."""
+        task = asyncio.current_task()
+        self.given_used.discard(task)
+        connection = await super().connect(*args, **kwargs)
+        protocol = connection.protocol
+        if protocol in self._used:
+            self.given_used.add(task)
+        elif protocol is not None:
+            self._used.add(protocol)
+        return connection
+
+
+class _Tcp(_Knowing, aiohttp.TCPConnector):
+    pass
+
+
+class _Unix(_Knowing, aiohttp.UnixConnector):
+    pass
+
 
 class Link:
     """A client of one server. `url` is http(s)://host[:port][/base] or unix:///path."""
@@ -83,15 +134,17 @@ class Link:
         self._base = "http://localhost" if url.startswith("unix://") else self.url
         self._urls: dict[str, yarl.URL] = {}
         self._session: aiohttp.ClientSession | None = None
+        self._given_used: WeakSet[Any] = WeakSet()
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector: aiohttp.BaseConnector
+            connector: _Knowing
             if self.url.startswith("unix://"):
                 path = self.url.removeprefix("unix://")
-                connector = aiohttp.UnixConnector(path, limit=0, keepalive_timeout=_KEEP_SECONDS)
+                connector = _Unix(path, limit=0, keepalive_timeout=_KEEP_SECONDS)
             else:
-                connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_SECONDS)
+                connector = _Tcp(limit=0, keepalive_timeout=_KEEP_SECONDS)
+            self._given_used = connector.given_used
             headers = {"Accept-Encoding": "identity", "User-Agent": "tropilla"}
             if self._api_key:
                 headers["Authorization"] = f"Bearer {self._api_key}"
@@ -130,17 +183,7 @@ class Link:
             ProblemError: no answer came.
         """
         timeout = self._timeout if seconds is None else aiohttp.ClientTimeout(total=seconds)
-        try:
-            response = await self._open().request(
-                method,
-                self._target(path),
-                data=body,
-                headers=headers,
-                allow_redirects=False,
-                timeout=timeout,
-            )
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise ProblemError(_no_answer(self.url, error)) from error
+        response = await self._ask(method, path, body, headers, timeout)
         try:
             yield Incoming(response, self.url)
         finally:
@@ -149,6 +192,31 @@ class Link:
                 response.release()
             else:
                 response.close()
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str] | None,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
+    ) -> aiohttp.ClientResponse:
+        while True:
+            try:
+                return await self._open().request(
+                    method,
+                    self._target(path),
+                    data=body,
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=timeout,
+                )
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                # A connection of the pool may have died unnoticed. The next one may have too; in
+                # the end there is a new one.
+                closed = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
+                if not closed or asyncio.current_task() not in self._given_used:
+                    raise ProblemError(_no_answer(self.url, error)) from error
 
     async def ask(
         self, method: str, path: str, body: JsonObject | None = None, seconds: float | None = 10.0

@@ -255,8 +255,8 @@ def render_request(request: Request, traits: Traits) -> Wire:
         raise Malformed("A chat endpoint cannot continue raw text.", kind="unsupported")
     body = write_common(request, traits)
     body["messages"] = [_render_message(message) for message in chat.messages]
-    if chat.tools:
-        body["tools"] = _render_tools(chat, traits)
+    if tools := _render_tools(chat, traits):
+        body["tools"] = tools
     if chat.tool_choice is not None:
         body["tool_choice"] = _render_tool_choice(chat.tool_choice, traits)
     if chat.parallel_tool_calls is not None:
@@ -326,8 +326,13 @@ def _verbatim(part: Opaque) -> JsonObject:
 
 
 def _render_tools(chat: Chat, traits: Traits) -> list[JsonObject]:
-    only = chat.tool_choice.only if chat.tool_choice and traits.llamacpp else ()
-    tools = []
+    only: tuple[str, ...] = ()
+    if chat.tool_choice is not None and traits.llamacpp:
+        if chat.tool_choice.mode == "none":
+            # Told of tools that it may not call, a llama.cpp model calls them in its text (b11549).
+            return []
+        only = chat.tool_choice.only
+    tools: list[JsonObject] = []
     for tool in chat.tools:
         if isinstance(tool, Opaque):
             tools.append(_verbatim(tool))

@@ -1,0 +1,120 @@
+"""Server-sent events, as browsers read them and as servers have written them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategies import law
+from tropilla.framing import COMMENT, SSE_DONE, SSE_PING, Frame, SseFramer, sse
+from tropilla.ir import Malformed
+
+
+def frames_of(*pieces: bytes, limit: int = 1000) -> list[Frame]:
+    framer = SseFramer(limit)
+    frames = [frame for piece in pieces for frame in framer.feed(piece)]
+    return frames + framer.end()
+
+
+def bytewise(data: bytes) -> list[bytes]:
+    return [data[i : i + 1] for i in range(len(data))]
+
+
+@pytest.mark.parametrize(
+    ("stream", "frames"),
+    [
+        (b"data: a\n\n", [Frame("", b"a")]),
+        (b"data:a\n\n", [Frame("", b"a")]),
+        (b"data:  a\n\n", [Frame("", b" a")]),
+        (b"data: a\ndata: b\n\n", [Frame("", b"a\nb")]),
+        (b"data\n\n", [Frame("", b"")]),
+        (b"event: ping\ndata: a\n\n", [Frame("ping", b"a")]),
+        (b"data: a\nevent: ping\n\n", [Frame("ping", b"a")]),
+        (b"id: 5\nretry: 9\ndata: a\nnonsense\n\n", [Frame("", b"a")]),
+        (b"event: ping\n\n", []),
+        (b": ping\n\n", [Frame(COMMENT, b"")]),
+        (b":\n\n", [Frame(COMMENT, b"")]),
+        (b": ping\ndata: a\n\n", [Frame("", b"a")]),
+        (b"\n\n\n\n", []),
+        (b"data: a\n\n\n\ndata: b\n\n\n", [Frame("", b"a"), Frame("", b"b")]),
+        (b'error: {"content":"x"}\n\n', [Frame("error", b'{"content":"x"}')]),
+        (b"\xef\xbb\xbfdata: a\n\n", [Frame("", b"a")]),
+        (b"data: \xef\xbb\xbf\n\n", [Frame("", b"\xef\xbb\xbf")]),
+        (b"data: a", [Frame("", b"a")]),
+        (b"data: a\n", [Frame("", b"a")]),
+        (b"\xef\xbb", []),
+        (b"", []),
+        (b"data: \xc3\xa9\xf0\x9f\xa6\x99\n\n", [Frame("", "é🦙".encode())]),
+    ],
+)
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_the_events_of_a_stream(stream: bytes, frames: list[Frame], line_end: bytes) -> None:
+    stream = stream.replace(b"\n", line_end)
+    assert frames_of(stream) == frames
+    assert frames_of(*bytewise(stream)) == frames
+
+
+@given(st.data())
+@law(200)
+def test_cut_anywhere_the_same_bytes_give_the_same_frames(data: st.DataObject) -> None:
+    bits = [
+        b"data: ",
+        b"data",
+        b":",
+        b"event: e",
+        b"error: x",
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b"a",
+        b"\xc3",
+    ]
+    stream = b"".join(data.draw(st.lists(st.sampled_from([*bits, b"\n\n", b"\xef\xbb\xbf"]))))
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=5).map(sorted))
+    pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+
+    whole = frames_of(stream)
+
+    assert frames_of(*pieces) == whole
+    assert frames_of(*bytewise(stream)) == whole
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("extra", [0, 1, 2, 3, 50])
+def test_the_limit_does_not_depend_on_the_cuts(line_end: bytes, extra: int) -> None:
+    event = b"data: " + b"a" * (94 + extra)
+    stream = b"data: b\n\n" + event + line_end * 2
+
+    for pieces in ([stream], bytewise(stream), [stream[:20], stream[20:]]):
+        if extra:
+            with pytest.raises(Malformed, match="larger than 100 bytes"):
+                frames_of(*pieces, limit=100)
+        else:
+            assert frames_of(*pieces, limit=100)[1].data == event[6:]
+
+
+def test_an_event_that_never_ends_is_not_held_for_ever() -> None:
+    framer = SseFramer(1000)
+    with pytest.raises(Malformed):
+        all(framer.feed(b"data: aaaa\n") == [] for _ in range(1000))
+
+
+def test_a_frame_is_told_as_soon_as_it_is_whole() -> None:
+    framer = SseFramer()
+    assert framer.feed(b"data: a\n") == []
+    assert framer.feed(b"\ndata: b") == [Frame("", b"a")]
+    assert framer.feed(b"\r\n\r") == []
+    assert framer.feed(b"\n") == [Frame("", b"b")]
+    assert framer.end() == []
+
+
+@given(st.binary(max_size=30).filter(lambda data: not set(data) & {10, 13}))
+@law(100)
+def test_what_is_said_is_what_is_read(data: bytes) -> None:
+    assert frames_of(sse(data)) == [Frame("", data)]
+    assert frames_of(sse(data, "ping")) == [Frame("ping", data)]
+
+
+def test_the_end_and_the_sign_of_life() -> None:
+    assert frames_of(SSE_PING, SSE_DONE) == [Frame(COMMENT, b""), Frame("", b"[DONE]")]
