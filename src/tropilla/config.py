@@ -58,15 +58,19 @@ def read_url(text: str) -> str:
     """The address of an upstream, as people write it: `host:port` means `http://host:port`.
 
     The script that Tropilla replaces took such an address for a path, and failed with
-    `MissingSchema` at the first request.
+    `MissingSchema` at the first request. An OpenAI client's base URL, which ends in `/v1`, is
+    as good: every path that is asked for has its own `/v1`.
 
     Raises:
         ConfigError: it is no address of an HTTP server.
     """
-    url = text.strip().rstrip("/")
+    url = text.strip()
     if "://" not in url:
         url = f"http://{url}"
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is no address: {error}.") from None
     if parts.scheme == "unix":
         return url
     if parts.scheme not in {"http", "https"}:
@@ -76,11 +80,11 @@ def read_url(text: str) -> str:
         port = parts.port
     except ValueError:
         raise ConfigError(f"{text!r}: the port is not a number between 1 and 65535.") from None
-    if not parts.hostname or port == 0:
+    if not parts.hostname or port == 0 or any(c.isspace() for c in url):
         raise ConfigError(f"{text!r} names no server: write it as http://HOST:PORT.")
     if parts.query or parts.fragment:
         raise ConfigError(f"{text!r}: an upstream's address ends with its path.")
-    return url
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def read_keys(keys: tuple[str, ...], key_file: Path | None) -> tuple[str, ...]:
@@ -92,7 +96,7 @@ def read_keys(keys: tuple[str, ...], key_file: Path | None) -> tuple[str, ...]:
     found = [key for key in keys if key]
     if key_file is not None:
         try:
-            lines = key_file.read_text(encoding="utf-8").splitlines()
+            lines = key_file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{key_file}: the keys cannot be read: {error}.") from None
         told = [line.strip() for line in lines]

@@ -112,8 +112,10 @@ async def _attempt(
     if template is None and isinstance(request.input, Chat) and not upstream.traits.chat:
         # A server before b1561 has no chat of its own: it is asked as the script asked it.
         template = Classic()
-    if template is not None:
+    if template is not None and front.NAME != "llamacpp":
         wanted = flatten(wanted, template)
+    if upstream.traits.llamacpp and not upstream.traits.chat:
+        _refuse_unknown_to_old(wanted)
     back = _back_for(wanted)
     wire = back.render_request(wanted, upstream.traits)
     kin = back.NAME == front.NAME
@@ -127,6 +129,21 @@ async def _attempt(
         else:
             await _whole(front, request, stamp, events, wire, reply, ids)
         await incoming.finish()
+
+
+def _refuse_unknown_to_old(request: Request) -> None:
+    """Refuse what a server before b1561 would misread, or ignore without a word.
+
+    Raises:
+        Malformed: of kind `unsupported`.
+    """
+    if request.choices > 1:
+        param, why = "n" if request.n > 1 else "prompt", "gives one answer to one prompt"
+    elif request.format is not None and request.format.kind != "text":
+        param, why = "response_format", "cannot be held to a format"
+    else:
+        return
+    raise Malformed(f"The server is so old that it {why}.", param=param, kind="unsupported")
 
 
 def _encoded(body: JsonObject) -> bytes:
@@ -304,6 +321,9 @@ async def forward(
         ProblemError: nothing has been sent yet, and nothing can be.
     """
     sent = {name: headers[name] for name in _PASSED_HEADERS if name in headers}
+    if sent.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        # curl's default: servers before b1647 refuse a long body that calls itself a form.
+        sent["content-type"] = "application/json"
     failed: Upstream | None = None
     while True:
         async with fleet.lease(model, failed) as upstream:

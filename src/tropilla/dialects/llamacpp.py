@@ -145,6 +145,12 @@ def render_request(request: Request, traits: Traits) -> Wire:
     body = kindred_extras(request)
     # What Tropilla does itself with the answer: the engine must not do it first.
     body.pop("response_fields", None)
+    if body.get("system_prompt") is not None:
+        raise Malformed(
+            "'system_prompt' is not relayed: servers before b3910 set it for everybody.",
+            param="system_prompt",
+            kind="unsupported",
+        )
     if request.model is not None:
         body["model"] = request.model
     match request.input:

@@ -75,7 +75,8 @@ class Fleet:
         """Begin to look for the upstreams; returns at once."""
         if self._config.upstreams:
             for one in self._config.upstreams:
-                upstream = Upstream(Link(one.url, api_key=one.api_key), one.url)
+                link = Link(one.url, api_key=one.api_key)
+                upstream = Upstream(link, link.url)
                 self.upstreams.append(upstream)
                 self._tasks.append(asyncio.create_task(self._watch(upstream)))
         else:

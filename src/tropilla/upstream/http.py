@@ -1,16 +1,19 @@
 """One upstream server over HTTP: the only place that opens a socket outward.
 
 A request that is given up closes its connection at once: that is the only way to make a
-llama-server stop. Nothing is retried here, no redirect is followed, and no body is decompressed
-or decoded. Every failure leaves as a `ProblemError` which says whether another upstream may do.
+llama-server stop. No redirect is followed, no body is decompressed or decoded, and nothing is
+tried twice, except on a connection of the pool that was dead already. Every failure leaves as a
+`ProblemError` which says whether another upstream may do.
 """
 
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 from weakref import WeakSet
 
 import aiohttp
@@ -121,13 +124,18 @@ class _Unix(_Knowing, aiohttp.UnixConnector):
 
 
 class Link:
-    """A client of one server. `url` is http(s)://host[:port][/base] or unix:///path."""
+    """A client of one server. `url` is http(s)://[user:password@]host[:port][/base] or unix:///path.
+
+    A password is sent, and never shown: `url` goes without.
+    """
 
     def __init__(
         self, url: str, *, api_key: str | None = None, idle_seconds: float = IDLE_SECONDS
     ) -> None:
-        self.url = url.rstrip("/")
-        self._api_key = api_key
+        shown, self._authorization = _apart(url.rstrip("/"))
+        self.url = shown
+        if api_key:
+            self._authorization = f"Bearer {api_key}"
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_SECONDS, sock_read=idle_seconds
         )
@@ -146,8 +154,8 @@ class Link:
                 connector = _Tcp(limit=0, keepalive_timeout=_KEEP_SECONDS)
             self._given_used = connector.given_used
             headers = {"Accept-Encoding": "identity", "User-Agent": "tropilla"}
-            if self._api_key:
-                headers["Authorization"] = f"Bearer {self._api_key}"
+            if self._authorization:
+                headers["Authorization"] = self._authorization
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 headers=headers,
@@ -238,13 +246,27 @@ class Link:
             self._session = None
 
 
+def _apart(url: str) -> tuple[str, str | None]:
+    """An address without the user and the password in it, and the header that says them."""
+    scheme, _, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    who, at, host = place.rpartition("@")
+    if not at:
+        return url, None
+    encoded = b64encode(unquote(who).encode()).decode()
+    return f"{scheme}://{host}{slash}{path}", f"Basic {encoded}"
+
+
 def _no_answer(url: str, error: Exception) -> Problem:
     match error:
+        case aiohttp.ConnectionTimeoutError():
+            why = (
+                f"The upstream {url} cannot be reached: it did not answer in {CONNECT_SECONDS:g} s."
+            )
         case TimeoutError():
             return Problem(
                 kind="timeout",
                 message=f"The upstream {url} did not answer in time.",
-                retryable=isinstance(error, aiohttp.ConnectionTimeoutError),
             )
         case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
             why = f"TLS with the upstream {url} failed: {error}."
