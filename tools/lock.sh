@@ -44,7 +44,7 @@ else
     echo "npm is not on this machine: the Node clients stay as they are." >&2
 fi
 
-if grep -n -e '://' -e "$HOME" -e "$work" "${locked[@]}"; then
+if grep -n -e '://' -e "${HOME:-/root}" -e "$work" "${locked[@]}"; then
     echo "The lines above name an address or a folder of this machine: leave them out." >&2
     exit 1
 fi

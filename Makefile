@@ -1,0 +1,80 @@
+# `make serve` and `make test` are all that most people need; everything lives in .venv.
+# PYTHON chooses another interpreter, ARGS goes to the program:
+#   make serve PYTHON=python3.13 ARGS="--port 9000"
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+CLIENTS := openai2 openai3
+NODE_CLIENTS := v6 v7
+
+# Only what is locked, by its hash, and nothing that would have to be compiled here.
+PIP := -m pip --disable-pip-version-check --quiet
+LOCKED := install --require-hashes --only-binary :all: --requirement
+# pip takes options from these too; an index of your own still works, which the hashes keep honest.
+unexport PIP_REQUIRE_VIRTUALENV PIP_USER PIP_TARGET PIP_PREFIX PYTHONPATH PYTHONHOME
+
+.DELETE_ON_ERROR:
+.PHONY: help install serve test check clients lock clean
+
+help: ## List these
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/.serve ## Set up .venv/bin/tropilla, and the engine
+
+serve: .venv/.serve ## Set up, then serve a tiny model on http://127.0.0.1:8081 (ARGS="--help": more)
+	@exec $(BIN)/tropilla serve $(ARGS)
+
+test: .venv/.dev ## Set up, then run the tests (ARGS="-k stream": some of them)
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.dev ## Formatting, lint, types, and who may import whom
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+clients: .venv/.serve $(CLIENTS:%=.venvs/%/.done) ## Try the OpenAI SDKs, of Python and Node, on a real gateway
+	@if command -v node >/dev/null && command -v npm >/dev/null; then \
+		$(MAKE) --silent --no-print-directory $(NODE_CLIENTS:%=.venvs/node-%/.done); \
+	fi
+	@exec $(BIN)/python tests/clients/run.py $(ARGS)
+
+lock: ## Renew requirements/ and the clients' locks (wants the network)
+	@PYTHON=$(PYTHON) tools/lock.sh
+
+clean: ## Remove all that these commands made
+	rm -rf .venv .venvs
+
+# A fitting interpreter, or a plain word on what is missing. venv writes pip last, so a .venv that
+# was broken off is made again.
+define make_venv
+	@command -v $(PYTHON) >/dev/null || { echo "Tropilla needs Python 3.11 or later, and $(PYTHON) is not here. On Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tropilla needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(1)
+endef
+
+$(BIN)/pip:
+	$(call make_venv,.venv)
+
+# Stamps: what has not changed is not installed again. The dev set holds the serve set.
+.venv/.serve .venv/.dev: .venv/.%: requirements/%.txt pyproject.toml | $(BIN)/pip
+	@echo "Setting up .venv from $< (only when that changed) ..."
+	@$(BIN)/python $(PIP) $(LOCKED) $<
+	@$(BIN)/python $(PIP) install --no-index --no-deps --no-build-isolation --editable .
+	@if [ $* = dev ]; then touch .venv/.serve; fi
+	@touch $@
+
+$(CLIENTS:%=.venvs/%/.done): .venvs/%/.done: tests/clients/%/requirements.txt
+	@echo "Setting up .venvs/$* ..."
+	$(call make_venv,--clear .venvs/$*)
+	@.venvs/$*/bin/python $(PIP) $(LOCKED) $<
+	@touch $@
+
+$(NODE_CLIENTS:%=.venvs/node-%/.done): .venvs/node-%/.done: tests/clients/openai_node/%/package-lock.json
+	@echo "Setting up .venvs/node-$* ..."
+	@mkdir -p .venvs/node-$*
+	@cp tests/clients/openai_node/$*/package*.json .venvs/node-$*
+	@npm ci --prefix .venvs/node-$* --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null
+	@touch $@
