@@ -13,6 +13,7 @@ the stream. Giving up in any phase (the task is cancelled) closes the upstream's
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 from urllib.parse import quote
@@ -165,7 +166,14 @@ async def _stream(
     feed = front.stream_renderer(request, stamp).feed
     over = False
     while not over:
-        batch, alive = await events.next()
+        try:
+            batch, alive = await events.next()
+        except CancelledError:
+            if reply.started:
+                # A client that has left does not hear this; it is for the end of the gateway.
+                await reply.write(feed(Failed(problem=_ENDED)))
+                await reply.end()
+            raise
         if batch:
             last = batch[-1]
             over = isinstance(last, ir.Finished | Failed)
@@ -209,6 +217,7 @@ async def _whole(
     await reply.whole(200, body, _headers(wire))
 
 
+_ENDED = Problem(kind="unavailable", message="Tropilla was ended.", retry_after=1)
 _TOO_DEEP = Problem(kind="upstream_failed", message="The upstream's JSON is nested too deeply.")
 
 

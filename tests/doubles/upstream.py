@@ -12,6 +12,7 @@ import struct
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -134,7 +135,10 @@ class _Connection(asyncio.Protocol):
         self._server.accepted += 1
 
     def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.transport.close()
 
     def eof_received(self) -> None:
         self._over()
@@ -280,10 +284,9 @@ class Double:
 
 
 async def _run(script: Script, exchange: Exchange) -> None:
-    try:
+    # Where the gateway has left, the exchange says so.
+    with suppress(ConnectionError):
         await script(exchange)
-    except ConnectionError:
-        pass  # the gateway has left, and the exchange says so
 
 
 # What servers say.

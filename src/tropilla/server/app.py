@@ -76,6 +76,10 @@ class Gateway:
             await self._refuse(call, error.problem, reply)
         except _Gone:
             pass
+        except asyncio.CancelledError:
+            # The gateway ends, and has waited long enough for this one.
+            problem = Problem(kind="unavailable", message="Tropilla was ended.", retry_after=1)
+            await self._refuse(call, problem, reply)
         except Exception:
             log.exception("A defect of Tropilla's own, in %s", reply.request_id)
             problem = Problem(

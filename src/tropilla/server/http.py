@@ -45,7 +45,8 @@ class Protocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse bytes that are not HTTP, in the envelope that clients can read."""
-        if self.cycle is None or self.cycle.response_complete:
+        begun = self.cycle is not None  # uvicorn's type leaves that out
+        if not begun or self.cycle.response_complete:
             body = render_problem(Problem(kind="malformed", message=msg), 400)
             head = (
                 "HTTP/1.1 400 Bad Request\r\n"

@@ -1,0 +1,313 @@
+"""The gateway as it really is, on a free port, with upstreams that do what a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import aiohttp
+import msgspec
+import pytest
+import uvicorn
+
+from doubles.upstream import DEADLINE, Double
+from tropilla.config import TINY_MODEL, Config, UpstreamConfig
+from tropilla.server.app import Gateway
+from tropilla.server.run import settings
+from tropilla.upstream.engine import Engine, EngineOptions
+from tropilla.upstream.fleet import Fleet
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """The loop that `tropilla serve` runs on."""
+    return "asyncio", {"use_uvloop": sys.platform != "win32"}
+
+
+@dataclass
+class Answer:
+    """What a client was told."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON."""
+        return msgspec.json.decode(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The inside of the error envelope."""
+        error: dict[str, Any] = self.json["error"]
+        return error
+
+    @property
+    def events(self) -> list[Any]:
+        """The data of a stream: JSON decoded, `[DONE]` as it is, comments left out."""
+        blocks = self.body.split(b"\n\n")
+        assert blocks.pop() == b"", "the stream ends in the middle of an event"
+        data = [block.removeprefix(b"data: ") for block in blocks if not block.startswith(b":")]
+        return ["[DONE]" if one == b"[DONE]" else msgspec.json.decode(one) for one in data]
+
+    @property
+    def text(self) -> str:
+        """All text of a stream of chat chunks."""
+        return "".join(
+            choice["delta"].get("content") or ""
+            for one in self.events
+            if isinstance(one, dict)
+            for choice in one.get("choices", ())
+        )
+
+
+class Raw:
+    """A client down to the bytes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self._held = b""
+
+    async def send(self, data: bytes) -> None:
+        """Send bytes."""
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def post(self, path: str, body: Any, *headers: str) -> None:
+        """Send a request with a JSON body."""
+        data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        head = [f"POST {path} HTTP/1.1", "Host: t", f"Content-Length: {len(data)}", *headers]
+        await self.send("\r\n".join(head).encode() + b"\r\n\r\n" + data)
+
+    async def see(self, mark: bytes) -> None:
+        """Wait for a mark, which must come, and leave everything to be read."""
+        while mark not in self._held:
+            piece = await asyncio.wait_for(self.reader.read(65536), DEADLINE)
+            assert piece, f"the connection ended before {mark!r}: {self._held!r}"
+            self._held += piece
+
+    async def until(self, mark: bytes) -> bytes:
+        """Everything up to a mark, which must come."""
+        await self.see(mark)
+        before, _, self._held = self._held.partition(mark)
+        return before + mark
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        """The head of an answer."""
+        lines = (await self.until(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        pairs = (line.partition(":") for line in lines[1:] if line)
+        return int(lines[0].split()[1]), {n.lower(): v.strip() for n, _, v in pairs}
+
+    async def answer(self) -> Answer:
+        """A whole answer, of known length or in chunks, which must end in order."""
+        status, headers = await self.head()
+        body = b""
+        if headers.get("transfer-encoding") == "chunked":
+            while size := int(await self.until(b"\r\n"), 16):
+                while len(self._held) < size + 2:
+                    piece = await asyncio.wait_for(self.reader.read(65536), DEADLINE)
+                    assert piece, "the connection ended in the middle of a chunk"
+                    self._held += piece
+                body, self._held = body + self._held[:size], self._held[size + 2 :]
+            await self.until(b"\r\n")
+        elif status != 204:
+            size = int(headers["content-length"])
+            while len(self._held) < size:
+                piece = await asyncio.wait_for(self.reader.read(65536), DEADLINE)
+                assert piece, "the connection ended before the body did"
+                self._held += piece
+            body, self._held = self._held[:size], self._held[size:]
+        return Answer(status, headers, body)
+
+    async def rest(self) -> bytes:
+        """Everything until the gateway closes."""
+        held, self._held = self._held, b""
+        return held + await asyncio.wait_for(self.reader.read(-1), DEADLINE)
+
+    def leave(self) -> None:
+        """Be gone."""
+        self.writer.transport.abort()
+
+
+@dataclass
+class Served:
+    """A gateway that runs."""
+
+    port: int
+    fleet: Fleet
+    listener: socket.socket
+    server: uvicorn.Server
+    raws: list[Raw] = field(default_factory=list)
+    session: aiohttp.ClientSession = field(init=False)
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def hold_little(self) -> None:
+        """Let the system hold little for clients: else it takes megabytes that nobody reads."""
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
+
+    async def connect(self) -> Raw:
+        """A connection of its own, down to the bytes."""
+        sock = socket.socket()
+        sock.setblocking(False)  # noqa: FBT003
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        raw = Raw(*await asyncio.open_connection(sock=sock))
+        self.raws.append(raw)
+        return raw
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
+        """Ask and take the whole answer. `body` is bytes, or becomes JSON."""
+        import yarl
+
+        data = body if body is None or isinstance(body, bytes) else msgspec.json.encode(body)
+        async with (
+            asyncio.timeout(DEADLINE),
+            self.session.request(
+                method, yarl.URL(self.url + path, encoded=True), data=data, headers=headers
+            ) as answer,
+        ):
+            found = {name.lower(): value for name, value in answer.headers.items()}
+            return Answer(answer.status, found, await answer.read())
+
+    async def chat(self, *, path: str = "/v1/chat/completions", **fields: Any) -> Answer:
+        """Ask for a chat completion."""
+        return await self.ask("POST", path, CHAT | fields)
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds of the fleet, which must come."""
+        async with asyncio.timeout(DEADLINE):
+            while not holds():
+                await self.fleet._changed.wait()
+
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hello!"}]}
+
+
+class Serve(Protocol):
+    """Starts a gateway; waits until it is ready, unless told not to."""
+
+    def __call__(
+        self, *upstreams: Double | str, ready: bool = True, **config: Any
+    ) -> Awaitable[Served]: ...
+
+
+def report(measured: str) -> None:
+    """Show what was measured (`pytest -s`); to judge it is the bench's."""
+    sys.stdout.write(f"{measured}\n")
+
+
+Start: TypeAlias = Callable[..., Awaitable[Double]]
+"""Starts an upstream that serves these models."""
+
+
+@asynccontextmanager
+async def served(config: Config) -> AsyncIterator[Served]:
+    """The real thing: uvicorn as `tropilla serve` sets it up, the gateway, its fleet."""
+    sock = socket.create_server(("127.0.0.1", 0), backlog=128)
+    fleet = Fleet(config)
+    server = uvicorn.Server(settings(Gateway(config, fleet)))
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    await fleet.start()
+    await server.startup(sockets=[sock])
+    await server.on_tick(0)
+    it = Served(sock.getsockname()[1], fleet, sock, server)
+    try:
+        async with aiohttp.ClientSession(auto_decompress=False) as it.session:
+            yield it
+    finally:
+        # uvicorn's own end takes its time; here everybody leaves at once, and no task may stay.
+        for raw in it.raws:
+            raw.leave()
+        for listener in server.servers:
+            listener.close()
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+        if server.server_state.tasks:
+            _, stuck = await asyncio.wait(server.server_state.tasks, timeout=DEADLINE)
+            assert not stuck
+        for listener in server.servers:
+            await listener.wait_closed()
+        sock.close()
+        await fleet.stop()
+
+
+@pytest.fixture
+async def gateway(anyio_backend: Any) -> AsyncIterator[Serve]:  # noqa: ARG001
+    """Start gateways; they end with the test."""
+    async with AsyncExitStack() as stack:
+
+        async def serve(*upstreams: Double | str, ready: bool = True, **config: Any) -> Served:
+            urls = [one if isinstance(one, str) else one.url for one in upstreams]
+            told = Config(port=0, upstreams=tuple(UpstreamConfig(url=url) for url in urls))
+            it = await stack.enter_async_context(served(msgspec.structs.replace(told, **config)))
+            if ready:
+                await it.until(lambda: all(one.state == "ready" for one in it.fleet.upstreams))
+            return it
+
+        yield serve
+
+
+@pytest.fixture
+async def doubles(anyio_backend: Any) -> AsyncIterator[Start]:  # noqa: ARG001
+    """Start upstreams; they end with the test."""
+    started: list[Double] = []
+
+    async def start(*models: str, **settings: Any) -> Double:
+        double = Double(*models, **settings)
+        started.append(double)
+        await double.start()
+        return double
+
+    yield start
+    for double in started:
+        await double.stop()
+
+
+@pytest.fixture
+async def double(doubles: Start) -> Double:
+    """One upstream, which serves the model `m`."""
+    return await doubles()
+
+
+@pytest.fixture(scope="session")
+async def engine(anyio_backend: Any) -> AsyncIterator[str]:  # noqa: ARG001
+    """The address of the real llama.cpp, with a tiny model called `m`."""
+    one = Engine(EngineOptions(model=TINY_MODEL, alias="m", slots=2))
+    await one.start()
+    yield one.address
+    await one.stop()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+    return port
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    """A file of client keys."""
+    path = tmp_path / "keys"
+    path.write_text("# ours\n\n  one \r\ntwo\n", encoding="utf-8")
+    return path

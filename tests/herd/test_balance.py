@@ -1,0 +1,82 @@
+"""The pick, as a table: who could, and who takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tropilla.herd.balance import Candidate, Pick, pick
+
+
+def one(state: Any = "ready", *models: str, **more: int) -> Candidate:
+    return Candidate(state=state, models=models or ("m",), **more)
+
+
+WAIT, UNKNOWN = Pick(otherwise="wait"), Pick(otherwise="unknown_model")
+UNAVAILABLE = Pick(otherwise="unavailable")
+
+
+@pytest.mark.parametrize(
+    ("candidates", "model", "avoid", "expected"),
+    [
+        ([], "m", (), UNAVAILABLE),
+        ([one()], "m", (), Pick(index=0)),
+        ([one()], None, (), Pick(index=0)),
+        ([one()], "x", (), UNKNOWN),
+        ([one("ready", "a"), one("ready", "b")], "b", (), Pick(index=1)),
+        # The load is counted per slot, and of two equals the one that served less is next.
+        ([one(leases=1), one()], "m", (), Pick(index=1)),
+        ([one(leases=2, slots=4), one(leases=1, slots=1)], "m", (), Pick(index=0)),
+        ([one(served=5), one(served=4)], "m", (), Pick(index=1)),
+        # One that has failed is the last resort, but a resort.
+        ([one(), one(leases=9)], "m", (0,), Pick(index=1)),
+        ([one()], "m", (0,), Pick(index=0)),
+        # Who is not ready.
+        ([one("loading"), one(leases=9)], "m", (), Pick(index=1)),
+        ([one("loading")], "m", (), WAIT),
+        ([one("starting")], None, (), WAIT),
+        ([one("down")], "m", (), UNAVAILABLE),
+        ([one("down")], "x", (), UNKNOWN),
+        ([one("down"), one("starting")], "m", (), WAIT),
+        # Nobody knows yet what an upstream will serve that has never answered.
+        ([one("ready", "a"), Candidate(state="starting", models=())], "b", (), WAIT),
+        ([one("ready", "a"), Candidate(state="down", models=())], "b", (), UNKNOWN),
+        ([one("ready", "a"), one("starting", "c")], "b", (), UNKNOWN),
+        ([Candidate(state="down", models=())], "b", (), UNAVAILABLE),
+    ],
+)
+def test_pick(
+    candidates: list[Candidate], model: str | None, avoid: tuple[int, ...], expected: Pick
+) -> None:
+    assert pick(candidates, model, avoid) == expected
+
+
+candidates_ = st.lists(
+    st.builds(
+        Candidate,
+        state=st.sampled_from(["starting", "loading", "ready", "down"]),
+        models=st.sets(st.sampled_from("ab")),
+        slots=st.integers(1, 8),
+        leases=st.integers(0, 20),
+        served=st.integers(0, 99),
+    ),
+    max_size=6,
+)
+
+
+@given(candidates_, st.sampled_from([None, "a", "b", "c"]), st.sets(st.integers(0, 5)))
+def test_who_is_picked_can_serve_and_nobody_fit_is_passed_over(
+    candidates: list[Candidate], model: str | None, avoid: set[int]
+) -> None:
+    fit = [
+        index
+        for index, one in enumerate(candidates)
+        if one.state == "ready" and (model is None or model in one.models)
+    ]
+    index = pick(candidates, model, avoid).index
+    assert (index in fit) if fit else (index is None)
+    if index in avoid:
+        assert set(fit) <= avoid

@@ -1,0 +1,50 @@
+"""Who may ask; the header forms are tested over the wire, in server/test_surface.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from tropilla.keys import Keys
+
+BEARER = b"authorization"
+
+
+def test_no_key_lets_everybody_in() -> None:
+    for keys in (Keys(()), Keys(("",))):
+        assert not keys
+        assert keys.admit({})
+        assert keys.admit({BEARER: b"Bearer x"})
+
+
+@pytest.mark.parametrize("key", ["k", "sk-" + "x" * 500, "Grüße", "a b"])
+def test_a_key_lets_its_owner_in(key: str) -> None:
+    keys = Keys(("other", key))
+    assert keys
+    assert keys.admit({BEARER: b"Bearer " + key.encode()})
+    assert keys.admit({b"x-api-key": key.encode()})
+    assert keys.admit({b"api-key": key.encode()})
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {BEARER: b""},
+        {BEARER: b"k"},
+        {BEARER: b"Bearer"},
+        {BEARER: b"Bearer  "},
+        {BEARER: b"Basic k"},
+        {BEARER: b"Bearer K"},
+        {BEARER: b"Bearer kk"},
+        {BEARER: b"Bearer \xff"},
+        {b"x-api-key": b""},
+        {b"api-key": b" k"},
+        {b"cookie": b"k"},
+    ],
+)
+def test_nobody_else_comes_in(headers: dict[bytes, bytes]) -> None:
+    assert not Keys(("k",)).admit(headers)
+
+
+def test_a_digest_is_all_that_is_kept() -> None:
+    assert "secret" not in repr(vars(Keys(("secret",))))

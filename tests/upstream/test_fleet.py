@@ -1,0 +1,190 @@
+"""Several upstreams: who is asked, who is waited for, and who comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from conftest import Serve, Start
+from doubles.upstream import Double, answers, streams, told
+from tropilla.config import Config, UpstreamConfig
+from tropilla.ir import ProblemError
+from tropilla.upstream import fleet as module
+from tropilla.upstream.fleet import Fleet
+
+pytestmark = pytest.mark.anyio
+
+PATH = "/v1/chat/completions"
+
+
+async def test_requests_are_spread(gateway: Serve, doubles: Start) -> None:
+    herd = [await doubles() for _ in range(3)]
+    tropilla = await gateway(*herd)
+    for double in herd:
+        double.on(PATH, streams(*told("x")))
+    for _ in range(6):
+        assert (await tropilla.chat()).status == 200
+    assert [len(double.requests) for double in herd] == [2, 2, 2]
+
+
+async def test_who_has_more_slots_gets_more(gateway: Serve, doubles: Start) -> None:
+    small, large = await doubles(slots=1), await doubles(slots=3)
+    tropilla = await gateway(small, large)
+    asked = [asyncio.create_task(tropilla.chat()) for _ in range(8)]
+    small_ones = [await small.arrives() for _ in range(2)]
+    large_ones = [await large.arrives() for _ in range(6)]
+    assert [one.leases for one in tropilla.fleet.upstreams] == [2, 6]
+    for exchange in (*small_ones, *large_ones):
+        await exchange.stream(*told("x"))
+    assert Counter([(await one).status for one in asked]) == {200: 8}
+
+
+async def test_a_request_goes_where_its_model_is(gateway: Serve, doubles: Start) -> None:
+    one, two = await doubles("one"), await doubles("two", "both")
+    tropilla = await gateway(one, two)
+    for double in (one, two):
+        double.on(PATH, streams(*told("x")))
+    for model in ("one", "two", "both", "one"):
+        answer = await tropilla.chat(model=model)
+        assert answer.json["model"] == model
+    assert [exchange.json["model"] for exchange in one.requests] == ["one", "one"]
+    assert [exchange.json["model"] for exchange in two.requests] == ["two", "both"]
+    listed = (await tropilla.ask("GET", "/v1/models")).json["data"]
+    assert [card["id"] for card in listed] == ["both", "one", "two"]
+
+
+async def test_no_model_is_any_model(gateway: Serve, double: Double) -> None:
+    double.on(PATH, streams(*told("x")))
+    tropilla = await gateway(double)
+    answer = await tropilla.chat(model=None)
+    assert (answer.status, answer.json["model"]) == (200, "m")
+    assert double.requests[0].json["model"] == "m"
+
+
+async def test_any_model_will_do_where_that_is_wanted(gateway: Serve, double: Double) -> None:
+    double.on(PATH, streams(*told("x")))
+    tropilla = await gateway(double, any_model=True)
+    answer = await tropilla.chat(model="gpt-3.5-turbo")
+    assert (answer.status, answer.json["model"]) == (200, "gpt-3.5-turbo")
+    assert double.requests[0].json["model"] == "m"
+
+
+async def test_a_model_that_loads_is_waited_for(gateway: Serve, doubles: Start) -> None:
+    one, two = await doubles("one"), await doubles("two")
+    two.health = 503, b'{"error":{"code":503,"message":"Loading model"}}'
+    two.on(PATH, streams(*told("x")))
+    tropilla = await gateway(one, two, ready=False)
+    await tropilla.until(
+        lambda: [u.state for u in tropilla.fleet.upstreams] == ["ready", "loading"]
+    )
+    asked = asyncio.create_task(tropilla.chat(model="two"))
+    # It is not known yet what the other one serves.
+    assert (await tropilla.ask("GET", "/health")).status == 200
+    assert not asked.done()
+    two.health = 200, b"{}"
+    assert (await asked).status == 200
+
+
+async def test_nobody_there_is_told_with_the_address(gateway: Serve, free_port: int) -> None:
+    address = f"http://127.0.0.1:{free_port}"
+    tropilla = await gateway(address, ready=False)
+    for stream in (False, True):
+        answer = await tropilla.chat(stream=stream)
+        assert (answer.status, answer.error["code"]) == (503, "no_upstream")
+        assert address in answer.error["message"]
+        assert "cannot be reached" in answer.error["message"]
+        assert answer.headers["retry-after"] == "2"
+
+
+async def test_what_is_no_llama_server_is_told(gateway: Serve, double: Double) -> None:
+    for path in ("/health", "/v1/models", "/props", "/model.json"):
+        double.on(path, answers(404, b"<html>", "text/html"))
+    tropilla = await gateway(double, ready=False)
+    answer = await tropilla.chat()
+    assert answer.status == 503
+    assert "not as a llama.cpp server does" in answer.error["message"]
+
+
+async def test_a_key_that_is_wanted_is_told(gateway: Serve, double: Double) -> None:
+    double.on("/v1/models", answers(401, b"{}"))
+    tropilla = await gateway(double, ready=False)
+    answer = await tropilla.chat()
+    assert answer.status == 503
+    assert "--upstream-api-key" in answer.error["message"]
+
+
+async def test_a_server_that_goes_is_done_without_and_one_that_returns_is_used(
+    gateway: Serve, doubles: Start
+) -> None:
+    one, two = await doubles(), await doubles()
+    for double in (one, two):
+        double.on(PATH, streams(*told("x")))
+    tropilla = await gateway(one, two)
+    await one.stop()
+    for _ in range(4):
+        assert (await tropilla.chat()).status == 200
+    assert [len(one.requests), len(two.requests)] == [0, 4]
+    await tropilla.until(lambda: tropilla.fleet.upstreams[0].state == "down")
+    await one.start()
+    await tropilla.until(lambda: tropilla.fleet.upstreams[0].state == "ready")
+    for _ in range(4):
+        assert (await tropilla.chat()).status == 200
+    assert len(one.requests) >= 3
+
+
+async def test_a_server_that_is_away_for_a_moment_is_waited_for(
+    gateway: Serve, double: Double
+) -> None:
+    double.on(PATH, streams(*told("x")))
+    tropilla = await gateway(double)
+    await double.stop()
+    asked = asyncio.create_task(tropilla.chat())
+    await tropilla.until(lambda: tropilla.fleet.state() == "starting")
+    await double.start()
+    assert (await asked).status == 200
+
+
+async def test_a_server_that_returns_with_another_model(gateway: Serve, double: Double) -> None:
+    double.on(PATH, streams(*told("x")))
+    tropilla = await gateway(double)
+    await double.stop()
+    asked = asyncio.create_task(tropilla.chat())
+    await tropilla.until(lambda: tropilla.fleet.state() == "starting")
+    double.models = ("other",)
+    await double.start()
+    assert (await asked).status == 404
+    assert (await tropilla.chat(model="other")).status == 200
+
+
+async def test_a_lease_is_given_back_whatever_happens(double: Double) -> None:
+    fleet = Fleet(Config(upstreams=(UpstreamConfig(url=double.url),)))
+    await fleet.start()
+    try:
+        async with fleet.lease("m") as upstream:
+            assert upstream.leases == 1
+            with pytest.raises(ProblemError) as caught:
+                async with fleet.lease("none"):
+                    pass
+        assert caught.value.problem.kind == "unknown_model"
+        with pytest.raises(ZeroDivisionError):
+            async with fleet.lease(None):
+                raise ZeroDivisionError
+        assert (upstream.leases, upstream.served) == (0, 2)
+    finally:
+        await fleet.stop()
+
+
+async def test_patience_has_an_end(double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.01)
+    double.health = 503, b'{"error":{"code":503,"message":"Loading model"}}'
+    fleet = Fleet(Config(upstreams=(UpstreamConfig(url=double.url),)))
+    await fleet.start()
+    try:
+        with pytest.raises(ProblemError) as caught:
+            async with fleet.lease("m"):
+                pass
+        assert caught.value.problem.kind == "loading"
+    finally:
+        await fleet.stop()
