@@ -18,11 +18,11 @@ def test_no_key_lets_everybody_in() -> None:
 
 @pytest.mark.parametrize("key", ["k", "sk-" + "x" * 500, "Grüße", "a b"])
 def test_a_key_lets_its_owner_in(key: str) -> None:
-    keys = Keys(("other", key))
-    assert keys
-    assert keys.admit({BEARER: b"Bearer " + key.encode()})
-    assert keys.admit({b"x-api-key": key.encode()})
-    assert keys.admit({b"api-key": key.encode()})
+    for keys in (Keys((key,)), Keys(("other", key)), Keys((key, "other"))):
+        assert keys
+        assert keys.admit({BEARER: b"Bearer " + key.encode()})
+        assert keys.admit({b"x-api-key": key.encode()})
+        assert keys.admit({b"api-key": key.encode(), BEARER: b"Bearer wrong"})
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,18 @@ async def test_the_second_try_is_another_upstreams(
     assert (len(one.requests), len(two.requests)) == (1, 1)
 
 
+async def test_the_second_try_is_another_upstreams_however_busy(
+    gateway: Serve, doubles: Start
+) -> None:
+    one, two = await doubles(), await doubles()
+    tropilla = await gateway(one, two)
+    one.on(PATH, refuses(500, "no", "server_error"))
+    two.on(PATH, GOOD)
+    tropilla.fleet.upstreams[1].leases += 5
+    assert said(await tropilla.chat()) == "Hello there"
+    assert (len(one.requests), len(two.requests)) == (1, 1)
+
+
 @FORMS
 async def test_loading_is_waited_for(gateway: Serve, double: Double, *, stream: bool) -> None:
     tropilla = await gateway(double)

@@ -54,11 +54,16 @@ async def test_nothing_is_unpacked_and_nothing_followed(double: Double, link: Li
     assert await link.ask("GET", "/x") == (200, packed)
     double.on("/x", answers(307, b"", "text/plain", f"Location: {double.url}/elsewhere"))
     assert (await link.ask("POST", "/x", {}))[0] == 307
+    assert {exchange.path for exchange in double.requests} == {"/x"}
+
+
+async def test_cookies_are_not_kept(double: Double) -> None:
+    link = Link(f"http://localhost:{double.port}")  # of a bare number nobody keeps cookies
     double.on("/x", answers(200, b"", "text/plain", "Set-Cookie: a=b"))
     await link.ask("GET", "/x")
     await link.ask("GET", "/x")
     assert "cookie" not in double.requests[-1].headers
-    assert {exchange.path for exchange in double.requests} == {"/x"}
+    await link.close()
 
 
 async def test_pieces_come_as_they_were_sent(double: Double, link: Link) -> None:
@@ -176,6 +181,19 @@ async def test_a_dead_connection_of_the_pool_is_not_noticed(double: Double, link
     assert await link.ask("POST", "/x", {}) == (200, b"one")
     assert await link.ask("POST", "/x", {}) == (200, b"two")
     assert [exchange.number for exchange in double.requests] == [0, 1, 0]
+
+
+async def test_a_dead_connection_of_a_dead_server_is_a_failure(
+    double: Double, link: Link
+) -> None:
+    async def dies(exchange: Exchange) -> None:
+        double._server.close()  # type: ignore[union-attr]
+        exchange.reset()
+
+    double.on("/x", answers(200, b"one"), dies)
+    assert await link.ask("POST", "/x", {}) == (200, b"one")
+    async with asyncio.timeout(DEADLINE):
+        assert "cannot be reached" in (await failure(link)).message
 
 
 async def test_a_new_connection_that_dies_is_a_failure(double: Double, link: Link) -> None:
