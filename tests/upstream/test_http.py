@@ -183,9 +183,7 @@ async def test_a_dead_connection_of_the_pool_is_not_noticed(double: Double, link
     assert [exchange.number for exchange in double.requests] == [0, 1, 0]
 
 
-async def test_a_dead_connection_of_a_dead_server_is_a_failure(
-    double: Double, link: Link
-) -> None:
+async def test_a_dead_connection_of_a_dead_server_is_a_failure(double: Double, link: Link) -> None:
     async def dies(exchange: Exchange) -> None:
         double._server.close()  # type: ignore[union-attr]
         exchange.reset()
