@@ -776,7 +776,7 @@ def test_counts_so_far_are_no_end() -> None:
 @pytest.mark.parametrize("cut", [1, 2])
 def test_a_stream_without_its_end_has_failed(cut: int) -> None:
     events = heard(*[flat("a"), flat("b")][:cut])
-    assert failure(events).message.startswith("The upstream closed the stream")
+    assert failure(events).message.startswith("The upstream ended the stream")
 
 
 def test_what_was_told_before_it_failed_is_not_lost() -> None:

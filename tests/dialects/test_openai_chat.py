@@ -525,3 +525,15 @@ def test_progress_of_a_choice_stays_its_own() -> None:
     step = {"choices": [{"index": 1, "delta": {}}], "prompt_progress": PROGRESS}
     events = events_of(step, n=2)
     assert events[1] == Progress(choice=1, total=9, cached=2, processed=5, time_ms=1)
+
+
+@pytest.mark.parametrize("name", ["openai_chat", "openai_completions"])
+def test_an_error_line_of_an_old_llama_cpp_is_told(name: str) -> None:
+    # b1542 to b6522 told of an error in a field of its own.
+    request = named(name).parse_request(
+        {"messages": [{"role": "user", "content": "q"}], "prompt": "q"}, ""
+    )
+    frames = SseFramer().feed(b'error: {"content":"slot unavailable"}\n\n')
+    (told,) = named(name).stream_parser(request, extras=False).feed(frames)
+    assert isinstance(told, Failed)
+    assert told.problem.message == "slot unavailable"

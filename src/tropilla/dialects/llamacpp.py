@@ -8,9 +8,8 @@ what every generation of the server reads alike (`stop` as an array, `logit_bias
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-from tropilla.dialects import Route, Stamp, Wire, _problems
+from tropilla.dialects import Route, Stamp, Wire, _streams
 from tropilla.dialects._fields import (
     Fields,
     kindred_extras,
@@ -32,7 +31,8 @@ from tropilla.dialects._openai import (
     read_token_logprobs,
     write_logit_bias,
 )
-from tropilla.framing import COMMENT, Frame, sse
+from tropilla.dialects._streams import CUT_SHORT
+from tropilla.framing import Frame, sse
 from tropilla.ir import (
     Answer,
     Chat,
@@ -198,47 +198,23 @@ def stream_parser(request: Request, *, extras: bool) -> _Parser:
 _CHUNK = {"index", "content", "tokens", "stop", "completion_probabilities", "prompt_progress"}
 
 
-class _Parser:
+class _Parser(_streams.Parser):
     def __init__(self, request: Request, *, extras: bool) -> None:
+        super().__init__()
         self._request = request
         self._extras = extras
         self._open: set[int] = set()
         self._finals: dict[int, JsonObject] = {}
         self._started = False
-        self._over = False
 
-    def feed(self, frames: Sequence[Frame]) -> list[Event]:
-        events: list[Event] = []
-        try:
-            for frame in frames:
-                if self._over:
-                    break
-                if frame.event == "error":
-                    self._fail(_error(decode(frame.data)), events)
-                elif frame.event != COMMENT and frame.data != b"[DONE]":
-                    self._chunk(decode(frame.data), events)
-        except Malformed as error:
-            self._fail(_problems.of_malformed(error), events)
-        return events
+    def _frame(self, frame: Frame, events: list[Event]) -> None:
+        if frame.event == "error":
+            self._fail_with(decode(frame.data), events)
+        elif frame.data != b"[DONE]":
+            self._chunk(decode(frame.data), events)
 
-    def end(self) -> list[Event]:
-        events: list[Event] = []
-        if not self._over:
-            self._fail(
-                Problem(
-                    kind="upstream_failed",
-                    message="The upstream closed the stream before the answer was complete.",
-                    retryable=True,
-                ),
-                events,
-            )
-        return events
-
-    def abort(self, problem: Problem) -> list[Event]:
-        events: list[Event] = []
-        if not self._over:
-            self._fail(problem, events)
-        return events
+    def _finish(self, events: list[Event]) -> None:
+        self._fail(CUT_SHORT, events)  # a whole answer has told its end by itself
 
     def _chunk(self, chunk: Json, events: list[Event]) -> None:
         if chunk is None:
@@ -246,7 +222,7 @@ class _Parser:
         if type(chunk) is not dict:
             raise Malformed("A chunk of the upstream's stream is not an object.")
         if chunk.get("error") is not None:
-            self._fail(_error(chunk["error"]), events)
+            self._fail_with(chunk["error"], events)
             return
         index, content = chunk.get("index", 0), chunk.get("content")
         if type(index) is not int or not 0 <= index < self._request.choices:
@@ -334,15 +310,9 @@ class _Parser:
             self._open.remove(index)
             events.append(PartEnded(choice=index))
 
-    def _fail(self, problem: Problem, events: list[Event]) -> None:
+    def _close_open(self, events: list[Event]) -> None:
         for index in sorted(self._open):
             self._close(index, events)
-        self._over = True
-        events.append(Failed(problem=problem))
-
-
-def _error(error: Json) -> Problem:
-    return _problems.of_error(error if type(error) is dict else {"message": error})
 
 
 def _read_stop(final: JsonObject) -> tuple[FinishReason, str | None]:

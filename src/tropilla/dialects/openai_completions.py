@@ -7,10 +7,9 @@ serves on `/completion`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import accumulate
 
-from tropilla.dialects import Route, Stamp, Wire, _problems
+from tropilla.dialects import Route, Stamp, Wire, _streams
 from tropilla.dialects._fields import Fields, invalid, missing, read_knobs, texts, wrong_type
 from tropilla.dialects._openai import (
     CONTENT_TYPE,
@@ -31,7 +30,8 @@ from tropilla.dialects._openai import (
     write_common,
     write_usage,
 )
-from tropilla.framing import COMMENT, SSE_DONE, Frame, sse
+from tropilla.dialects._streams import CUT_SHORT
+from tropilla.framing import SSE_DONE, Frame, sse
 from tropilla.ir import (
     Answer,
     Choice,
@@ -48,7 +48,6 @@ from tropilla.ir import (
     PartDelta,
     PartEnded,
     PartStarted,
-    Problem,
     Progress,
     Prompt,
     Request,
@@ -206,56 +205,35 @@ def stream_parser(request: Request, *, extras: bool) -> _Parser:
     return _Parser(request.choices, request.n, extras=extras)
 
 
-class _Parser:
+class _Parser(_streams.Parser):
     def __init__(self, choices: int, n: int, *, extras: bool) -> None:
+        super().__init__()
         self._wanted = choices
         self._n = n
         self._extras = extras
         self._open: set[int] = set()
         self._ended: set[int] = set()
         self._started = False
-        self._over = False
         self._usage: Usage | None = None
         self._usages: dict[int, Usage] = {}
         self._timings: JsonObject | None = None
         self._last: JsonObject = {}
 
-    def feed(self, frames: Sequence[Frame]) -> list[Event]:
-        events: list[Event] = []
-        try:
-            for frame in frames:
-                if self._over:
-                    break
-                if frame.data == b"[DONE]":
-                    self._finish(events)
-                elif frame.event != COMMENT:
-                    self._chunk(decode(frame.data), events)
-        except Malformed as error:
-            self._fail(_problems.of_malformed(error), events)
-        return events
-
-    def end(self) -> list[Event]:
-        events: list[Event] = []
-        if not self._over:
+    def _frame(self, frame: Frame, events: list[Event]) -> None:
+        if frame.data == b"[DONE]":
             self._finish(events)
-        return events
-
-    def abort(self, problem: Problem) -> list[Event]:
-        events: list[Event] = []
-        if not self._over:
-            self._fail(problem, events)
-        return events
+        elif frame.event == "error":
+            self._fail_with(decode(frame.data), events)  # llama.cpp b1542 to b6522
+        else:
+            self._chunk(decode(frame.data), events)
 
     def _chunk(self, chunk: Json, events: list[Event]) -> None:
         if chunk is None:
             return  # llama-server sends `data: null` where several prompts are streamed
         if type(chunk) is not dict:
             raise Malformed("A chunk of the upstream's stream is not an object.")
-        error = chunk.get("error")
-        if error is not None:
-            self._fail(
-                _problems.of_error(error if type(error) is dict else {"message": error}), events
-            )
+        if chunk.get("error") is not None:
+            self._fail_with(chunk["error"], events)
             return
         choices, usage = chunk.get("choices"), read_usage(chunk.get("usage"))
         if type(choices) is not list and (choices is not None or usage is None):
@@ -322,14 +300,7 @@ class _Parser:
 
     def _finish(self, events: list[Event]) -> None:
         if len(self._ended) < self._wanted:
-            self._fail(
-                Problem(
-                    kind="upstream_failed",
-                    message="The upstream ended the stream before the answer was complete.",
-                    retryable=True,
-                ),
-                events,
-            )
+            self._fail(CUT_SHORT, events)
             return
         self._over = True
         extras = Extras(top=self._last) if self._last else None
@@ -337,11 +308,9 @@ class _Parser:
         usage = self._usage or sum_usages(own, self._n)
         events.append(Finished(usage=usage, timings=self._timings, extras=extras))
 
-    def _fail(self, problem: Problem, events: list[Event]) -> None:
+    def _close_open(self, events: list[Event]) -> None:
         for index in sorted(self._open):
             self._close(index, events)
-        self._over = True
-        events.append(Failed(problem=problem))
 
 
 def _started(body: JsonObject) -> Started:

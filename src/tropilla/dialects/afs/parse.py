@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from tropilla.dialects import _problems
+from tropilla.dialects import _problems, _streams
 from tropilla.dialects._openai import decode, encode, read_usage
+from tropilla.dialects._streams import CUT_SHORT
 from tropilla.dialects.afs.leaks import Leak, Leaks
-from tropilla.framing import COMMENT, Frame
+from tropilla.framing import Frame
 from tropilla.ir import (
     Answer,
     Chat,
     ChoiceEnded,
     Event,
     Extras,
-    Failed,
     Finished,
     FinishReason,
     Json,
@@ -83,13 +83,13 @@ class _Call:
         self.arguments = ""
 
 
-class _Parser:
+class _Parser(_streams.Parser):
     def __init__(self, *, extras: bool, leaks: Leaks | None) -> None:
+        super().__init__()
         self._extras = extras
         self._leaks = leaks
         self._started = False
         self._ended = False
-        self._over = False
         self._kind: PartKind | None = None
         self._calls: list[_Call] = []
         self._called = False
@@ -98,41 +98,20 @@ class _Parser:
         self._untold: JsonObject = {}
         self._bad = 0
 
-    def feed(self, frames: Sequence[Frame]) -> list[Event]:
-        events: list[Event] = []
-        for frame in frames:
-            if self._over:
-                break
-            data = frame.data.strip()
-            if frame.event == "error":
-                self._fail(_problems.of_error(_error_of(data)), events)
-            elif data == b"[DONE]":
-                self._finish(events)
-            elif data and frame.event not in {COMMENT, "ping"} and not _CLOCK.match(data):
-                try:
-                    self._object(data, events)
-                except Malformed as error:
-                    # Not raised: what these frames told before it would be lost.
-                    self._fail(_failure(error.problem.message), events)
-        return events
-
     def end(self) -> list[Event]:
-        events: list[Event] = []
-        if self._over:
-            return events
+        """The bytes are over: the terminal event, if it was not told yet."""
         # The deployments of 2023 tell no finish reason: there the counts are the end.
-        if self._ended or self._counted:
-            self._finish(events)
-        else:
-            why = "The upstream closed the stream before the answer was complete."
-            self._fail(_failure(why), events)
-        return events
+        whole = self._over or self._ended or self._counted
+        return super().end() if whole else self.abort(CUT_SHORT)
 
-    def abort(self, problem: Problem) -> list[Event]:
-        events: list[Event] = []
-        if not self._over:
-            self._fail(problem, events)
-        return events
+    def _frame(self, frame: Frame, events: list[Event]) -> None:
+        data = frame.data.strip()
+        if frame.event == "error":
+            self._fail(_problems.of_error(_error_of(data)), events)
+        elif data == b"[DONE]":
+            self._finish(events)
+        elif data and frame.event != "ping" and not _CLOCK.match(data):
+            self._object(data, events)
 
     def whole(self, body: JsonObject) -> list[Event]:
         """The events of an answer in one object."""
@@ -298,21 +277,15 @@ class _Parser:
 
     def _finish(self, events: list[Event]) -> None:
         if not self._started:
-            self._fail(_failure("The upstream ended the stream without an answer."), events)
+            self._fail(CUT_SHORT, events)
             return
         if not self._ended:
             self._end_choice(None, events)
         self._over = True
         events.append(Finished(usage=self._usage, extras=self._take_untold()))
 
-    def _fail(self, problem: Problem, events: list[Event]) -> None:
+    def _close_open(self, events: list[Event]) -> None:
         self._close(events)
-        self._over = True
-        events.append(Failed(problem=problem))
-
-
-def _failure(message: str) -> Problem:
-    return Problem(kind="upstream_failed", message=message, retryable=True)
 
 
 # One object.

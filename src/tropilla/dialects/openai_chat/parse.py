@@ -6,9 +6,7 @@ Whatever the bytes are, the events keep the grammar of `ir`; bytes that make no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from tropilla.dialects import _problems
+from tropilla.dialects import _streams
 from tropilla.dialects._openai import (
     decode,
     distinct,
@@ -17,14 +15,14 @@ from tropilla.dialects._openai import (
     read_usage,
     sum_usages,
 )
-from tropilla.framing import COMMENT, Frame
+from tropilla.dialects._streams import CUT_SHORT
+from tropilla.framing import Frame
 from tropilla.ir import (
     Answer,
     Choice,
     ChoiceEnded,
     Event,
     Extras,
-    Failed,
     Finished,
     Json,
     JsonObject,
@@ -34,7 +32,6 @@ from tropilla.ir import (
     PartEnded,
     PartKind,
     PartStarted,
-    Problem,
     Progress,
     Reasoning,
     Refusal,
@@ -68,44 +65,25 @@ class _OpenChoice:
         self.ended = False
 
 
-class _Parser:
+class _Parser(_streams.Parser):
     def __init__(self, choices: int, *, extras: bool) -> None:
+        super().__init__()
         self._wanted = choices
         self._extras = extras
         self._started = False
-        self._over = False
         self._choices: dict[int, _OpenChoice] = {}
         self._usage: Usage | None = None
         self._usages: list[Usage] = []
         self._timings: JsonObject | None = None
         self._last: JsonObject = {}
 
-    def feed(self, frames: Sequence[Frame]) -> list[Event]:
-        events: list[Event] = []
-        try:
-            for frame in frames:
-                if self._over:
-                    break
-                if frame.data == b"[DONE]":
-                    self._finish(events)
-                elif frame.event != COMMENT:
-                    self._chunk(decode(frame.data), events)
-        except Malformed as error:
-            self._fail(_problems.of_malformed(error), events)
-        return events
-
-    def end(self) -> list[Event]:
-        events: list[Event] = []
-        if not self._over:
-            # Servers before b3754 close without [DONE]: the finish reasons say that it is whole.
+    def _frame(self, frame: Frame, events: list[Event]) -> None:
+        if frame.data == b"[DONE]":
             self._finish(events)
-        return events
-
-    def abort(self, problem: Problem) -> list[Event]:
-        events: list[Event] = []
-        if not self._over:
-            self._fail(problem, events)
-        return events
+        elif frame.event == "error":
+            self._fail_with(decode(frame.data), events)  # llama.cpp b1542 to b6522
+        else:
+            self._chunk(decode(frame.data), events)
 
     def _chunk(self, chunk: Json, events: list[Event]) -> None:
         if chunk is None:
@@ -113,9 +91,7 @@ class _Parser:
         if type(chunk) is not dict:
             raise Malformed("A chunk of the upstream's stream is not an object.")
         if chunk.get("error") is not None or ("message" in chunk and "choices" not in chunk):
-            error = chunk.get("error") or chunk
-            problem = _problems.of_error(error if type(error) is dict else {"message": error})
-            self._fail(problem, events)
+            self._fail_with(chunk.get("error") or chunk, events)
             return
         top = self._top(chunk)
         if not self._started:
@@ -334,14 +310,7 @@ class _Parser:
         # Every choice that was asked for must have told its end: a server that breaks off after
         # the first of two must not look like one that is done.
         if sum(choice.ended for choice in self._choices.values()) < self._wanted:
-            self._fail(
-                Problem(
-                    kind="upstream_failed",
-                    message="The upstream ended the stream before the answer was complete.",
-                    retryable=True,
-                ),
-                events,
-            )
+            self._fail(CUT_SHORT, events)
             return
         self._over = True
         extras = Extras(top=self._last) if self._last else None
@@ -349,11 +318,9 @@ class _Parser:
         usage = sum_usages(self._usages, self._wanted) or self._usage
         events.append(Finished(usage=usage, timings=self._timings, extras=extras))
 
-    def _fail(self, problem: Problem, events: list[Event]) -> None:
+    def _close_open(self, events: list[Event]) -> None:
         for index, choice in self._choices.items():
             self._close(index, choice, events)
-        self._over = True
-        events.append(Failed(problem=problem))
 
 
 def _logprobs_of(value: Json) -> list[JsonObject] | None:
