@@ -222,6 +222,21 @@ def test_serve_and_end(number: signal.Signals) -> None:
 
 
 @POSIX
+@pytest.mark.skipif(not Path("/proc").exists(), reason="the engine is found in /proc")
+def test_an_engine_that_is_killed_while_idle_is_not_missed() -> None:
+    with serving() as (process, address, _):
+        assert ask(address, "POST", "/v1/chat/completions", CHAT)[0] == 200
+        (before,) = children(process.pid)
+        os.kill(before, signal.SIGKILL)
+        for _ in range(3):
+            assert ask(address, "POST", "/v1/chat/completions", CHAT)[0] == 200
+        (after,) = children(process.pid)
+        assert after != before
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=DEADLINE)
+
+
+@POSIX
 def test_the_end_does_not_wait_long_for_a_stream(free_port: int) -> None:
     """The second signal ends what the first one lets run out."""
     with (

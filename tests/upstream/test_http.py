@@ -110,7 +110,7 @@ async def test_nobody_there(free_port: int) -> None:
     link = Link(f"http://127.0.0.1:{free_port}")
     problem = await failure(link)
     assert (problem.kind, problem.retryable, problem.retry_after) == ("unavailable", True, 1)
-    assert f"http://127.0.0.1:{free_port} cannot be reached" in problem.message
+    assert f"http://127.0.0.1:{free_port} cannot be reached: Connection refused" in problem.message
     await link.close()
 
 

@@ -9,6 +9,7 @@ tried twice, except on a connection of the pool that was dead already. Every fai
 from __future__ import annotations
 
 import asyncio
+import os
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -273,7 +274,9 @@ def _no_answer(url: str, error: Exception) -> Problem:
         case aiohttp.ClientConnectorDNSError():
             why = f"The upstream {url} has no address: its host name is unknown here."
         case aiohttp.ClientConnectorError():
-            why = f"The upstream {url} cannot be reached: {error.strerror or error.os_error}."
+            number = error.os_error.errno
+            reason = os.strerror(number) if number else str(error.os_error)
+            why = f"The upstream {url} cannot be reached: {reason}."
         case aiohttp.ClientOSError() | aiohttp.ServerDisconnectedError():
             why = f"The upstream {url} closed the connection before it answered."
         case _:
