@@ -100,3 +100,25 @@ def test_health_is_ok_once_the_engine_is_ready(served: Served) -> None:
     run([sys.executable, "-c", served.here(snippets("python")[0])])
     with urllib.request.urlopen(f"{served.base}/health", timeout=5) as answer:
         assert answer.read() == b'{"status":"ok"}'
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not on this machine")
+def test_in_front_of_servers_the_lines_to_copy_name_a_model_that_they_have(
+    served: Served,
+) -> None:
+    command = [sys.executable, "-m", "tropilla", "serve", "--port", "0", "--upstream", served.base]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            told = ""
+            while "flush=True" not in told:
+                line = process.stdout.readline()
+                assert line, told
+                told += line
+        finally:
+            # It serves until here; what it printed is all that is needed of it.
+            found = re.search(r"^  (curl .*?)\n\n", told, re.DOTALL | re.MULTILINE)
+            answer = run(["sh", "-c", found[1]]) if found else told
+            process.terminate()
+    assert '"finish_reason"' in answer
+    assert '"model":"tropilla-tiny"' in answer

@@ -106,8 +106,14 @@ def serve(context: click.Context, /, **options: object) -> None:
         sock = listen(config)
     except ConfigError as error:
         raise click.UsageError(str(error), context) from None
-    click.echo(_banner(config, sock))
-    fatal = run(config, sock)
+    base = _base(sock)
+    click.echo(_banner(config, base))
+
+    def first(model: str) -> None:
+        if config.upstreams:
+            click.echo(_try_it(config, base, model))
+
+    fatal = run(config, sock, first)
     if fatal is not None:
         raise click.ClickException(fatal)
 
@@ -181,37 +187,41 @@ def _flags() -> set[str]:
     return {argument.split("=", 1)[0] for argument in sys.argv[1:]}
 
 
-def _banner(config: Config, sock: socket.socket) -> str:
-    """What is served, where, and how to try it at once."""
+def _base(sock: socket.socket) -> str:
+    """The base URL for clients on this machine."""
     host, port = sock.getsockname()[:2]
     shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - only read here
-    base = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/v1"
-    if config.upstreams:
-        served = "\n".join(f"  {one.url}" for one in config.upstreams)
-        model = "MODEL"
-    else:
-        engine = config.engine
-        served = f"  {engine.name}: the embedded llama.cpp engine, {engine.slots} slots"
-        model = engine.name
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/v1"
+
+
+def _banner(config: Config, base: str) -> str:
+    """What is served, and where; an engine's model has its name, so it can be tried at once."""
+    engine = config.engine
+    served = [f"  {one.url}" for one in config.upstreams] or [
+        f"  {engine.name}: the embedded llama.cpp engine, {engine.slots} slots"
+    ]
+    lines = [f"Tropilla {__version__} listens on {base}, and serves", *served, ""]
+    if not config.upstreams:
+        lines.append(_try_it(config, base, engine.name))
+    return "\n".join([*lines, "Ctrl-C ends it.\n"])
+
+
+def _try_it(config: Config, base: str, model: str) -> str:
+    """Lines to be copied into a terminal."""
     key = "YOUR_KEY" if config.api_keys else "none"
     header = " -H 'Authorization: Bearer YOUR_KEY'" if config.api_keys else ""
-    question = '"messages": [{"role": "user", "content": "Hello!"}]'
+    messages = '[{"role": "user", "content": "Hello!"}]'
     return f"""\
-Tropilla {__version__} listens on {base}, and serves
-{served}
-
 Try it:
   curl {base}/chat/completions{header} -H 'Content-Type: application/json' \\
-    -d '{{"model": "{model}", {question}}}'
+    -d '{{"model": "{model}", "messages": {messages}}}'
 
 or, after pip install openai, in Python:
   from openai import OpenAI
   client = OpenAI(base_url="{base}", api_key="{key}")
   stream = client.chat.completions.create(
-      model="{model}", messages={question[12:]}, stream=True
+      model="{model}", messages={messages}, stream=True
   )
   for chunk in stream:
       print(chunk.choices[0].delta.content or "", end="", flush=True)
-
-Ctrl-C ends it.
 """

@@ -74,14 +74,16 @@ def settings(gateway: Gateway) -> uvicorn.Config:
     )
 
 
-async def _serve(config: Config, sock: socket.socket) -> str | None:
+async def _serve(
+    config: Config, sock: socket.socket, on_first: Callable[[str], None]
+) -> str | None:
     fatal: list[str] = []
 
     def give_up(message: str) -> None:
         fatal.append(message)
         server.should_exit = True
 
-    fleet = Fleet(config, give_up)
+    fleet = Fleet(config, give_up, on_first)
     server = _Server(settings(Gateway(config, fleet)))
     await fleet.start()
     try:
@@ -91,12 +93,15 @@ async def _serve(config: Config, sock: socket.socket) -> str | None:
     return fatal[0] if fatal else None
 
 
-def run(config: Config, sock: socket.socket) -> str | None:
-    """Serve until a signal ends it, or until it is no use to go on: then, why."""
+def run(config: Config, sock: socket.socket, on_first: Callable[[str], None]) -> str | None:
+    """Serve until a signal ends it, or until it is no use to go on: then, why.
+
+    `on_first` hears the name of a model once there is one that can be asked.
+    """
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if sys.platform != "win32":
         import uvloop  # noqa: PLC0415 - not there on Windows
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(_serve(config, sock))
+        return runner.run(_serve(config, sock, on_first))

@@ -61,11 +61,18 @@ class Fleet:
     Args:
         config: the upstreams, or the engine to run in their place.
         on_fatal: called with a message when it is no use to go on.
+        on_first: called once, with the name of the first model that can be asked.
     """
 
-    def __init__(self, config: Config, on_fatal: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        on_fatal: Callable[[str], None] | None = None,
+        on_first: Callable[[str], None] | None = None,
+    ) -> None:
         self._config = config
         self._on_fatal = on_fatal or log.error
+        self._on_first = on_first
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self._engine: Engine | None = None
@@ -165,6 +172,9 @@ class Fleet:
             log.warning("%s Trying again every %g s.", problem.message, _RETRY_SECONDS[-1])
         elif state == "loading":
             log.info("%s is loading its model.", upstream.name)
+        if state == "ready" and self._on_first is not None:
+            self._on_first(next(iter(upstream.traits.models)))
+            self._on_first = None
         # Whoever waits looks again; the next change has a new event.
         self._changed.set()
         self._changed = asyncio.Event()
