@@ -22,6 +22,7 @@ import msgspec
 
 from tropilla import dialects, ir
 from tropilla.dialects import Dialect, Stamp, StreamParser, Wire
+from tropilla.dialects._openai import decode
 from tropilla.framing import SseFramer
 from tropilla.ir import (
     Chat,
@@ -243,7 +244,7 @@ class _Events:
         try:
             if not self._streams:
                 # It was asked to stream, and answered all the same.
-                body = _decoded(await self._answer.whole())
+                body = decode(await self._answer.whole())
                 _check(body, self._back)
                 answer = self._back.parse_answer(body)
                 return list(ir.unfold(answer, extras=self._extras)), False
@@ -272,13 +273,6 @@ def _check(body: Json, back: Dialect) -> None:
         raise ProblemError(back.parse_problem(status, msgspec.json.encode(body)))
 
 
-def _decoded(body: bytes) -> Json:
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Malformed(f"The upstream sent something that is not JSON: {error}.") from None
-
-
 async def _prompt_ids(request: Request, upstream: Upstream) -> list[int]:
     """The token ids of the final prompt, as the upstream counts them."""
     match request.input:
@@ -302,7 +296,7 @@ async def _asked(upstream: Upstream, path: str, body: JsonObject) -> JsonObject:
     status, answer = await upstream.link.ask("POST", path, body, seconds=60)
     if status != 200:
         raise ProblemError(dialects.named("llamacpp").parse_problem(status, answer))
-    told = _decoded(answer)
+    told = decode(answer)
     return told if type(told) is dict else {}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tropilla.dialects import _problems
+from tropilla.dialects import Stamp, _problems
 from tropilla.dialects._fields import (
     Fields,
     invalid,
@@ -20,10 +20,12 @@ from tropilla.dialects._fields import (
     write_knobs,
     wrong_type,
 )
-from tropilla.framing import SSE_PING
+from tropilla.framing import SSE_DONE, SSE_PING, sse
 from tropilla.ir import (
     Bias,
     Choice,
+    Failed,
+    Finished,
     FinishReason,
     Json,
     JsonObject,
@@ -31,6 +33,7 @@ from tropilla.ir import (
     Malformed,
     Problem,
     Request,
+    Started,
     TokenLogprob,
     Traits,
     Usage,
@@ -186,6 +189,18 @@ def read_token_logprobs(entries: list[Json]) -> list[TokenLogprob]:
     return entries
 
 
+def read_started(body: JsonObject) -> Started:
+    """What a chunk, or a whole answer, says of itself; what is not of its type is not said."""
+    id_, model, created = body.get("id"), body.get("model"), body.get("created")
+    fingerprint = body.get("system_fingerprint")
+    return Started(
+        id=id_ if type(id_) is str and id_ else None,
+        model=model if type(model) is str else None,
+        created=created if type(created) is int else None,
+        fingerprint=fingerprint if type(fingerprint) is str else None,
+    )
+
+
 def read_usage(value: Json) -> Usage | None:
     """OpenAI's usage object; anything else is none."""
     if type(value) is not dict:
@@ -326,3 +341,60 @@ _ERRORS: dict[str, tuple[str, str | None]] = {
     "timeout": ("server_error", "upstream_timeout"),
     "internal": ("server_error", "internal_error"),
 }
+
+
+class ChunkRenderer:
+    """What the streams of chat and of completions have alike: a constant head, and their ends.
+
+    The constant part of a chunk is made once; a token costs one join.
+    """
+
+    def __init__(self, request: Request, stamp: Stamp) -> None:
+        self._request = request
+        self._stamp = stamp
+        self._head: JsonObject = {}
+        self._before = b""
+        self._after = b""
+        self._held: JsonObject | None = None
+
+    def _begin(self, head: JsonObject, after: bytes) -> None:
+        """Take the fields of every chunk, and what follows the text of a plain choice."""
+        self._head = head
+        self._before = b"data: %b," % encode(head)[:-1]
+        self._after = after + b',"logprobs":null,"finish_reason":null}]'
+        self._after += b',"usage":null}\n\n' if self._request.include_usage else b"}\n\n"
+
+    def _chunk(self, choice: JsonObject, top: JsonObject) -> bytes:
+        body = self._head | {"choices": [choice]}
+        if self._request.include_usage:
+            body["usage"] = None
+        return sse(encode(body | top))
+
+    def _last_of(self, choice: JsonObject, top: JsonObject) -> bytes:
+        """The chunk that ends a choice.
+
+        Without a usage chunk the last of these carries what the end of the answer brings
+        (llama.cpp's timings), so it waits for that.
+        """
+        if self._request.include_usage:
+            return self._chunk(choice, top)
+        self._held = self._head | {"choices": [choice]} | top
+        return b""
+
+    def _release(self) -> bytes:
+        held, self._held = self._held, None
+        return b"" if held is None else sse(encode(held))
+
+    def _finish(self, event: Finished) -> bytes:
+        tail: JsonObject = dict(event.extras.top) if event.extras else {}
+        if event.timings is not None:
+            tail["timings"] = event.timings
+        if self._request.include_usage:
+            usage = {"choices": [], "usage": write_usage(event.usage)}
+            return sse(encode(self._head | usage | tail)) + SSE_DONE
+        if self._held is not None:
+            self._held |= tail
+        return self._release() + SSE_DONE
+
+    def _fail(self, event: Failed) -> bytes:
+        return self._release() + sse(encode({"error": error_body(event.problem)})) + SSE_DONE

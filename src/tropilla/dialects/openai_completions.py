@@ -14,14 +14,15 @@ from tropilla.dialects._fields import Fields, invalid, missing, read_knobs, text
 from tropilla.dialects._openai import (
     CONTENT_TYPE,
     PING,
+    ChunkRenderer,
     decode,
     distinct,
     encode,
-    error_body,
     parse_problem,
     read_limit,
     read_logit_bias,
     read_reason,
+    read_started,
     read_stream_options,
     read_token_logprobs,
     read_usage,
@@ -31,7 +32,7 @@ from tropilla.dialects._openai import (
     write_usage,
 )
 from tropilla.dialects._streams import CUT_SHORT
-from tropilla.framing import SSE_DONE, Frame, sse
+from tropilla.framing import Frame
 from tropilla.ir import (
     Answer,
     Choice,
@@ -240,7 +241,7 @@ class _Parser(_streams.Parser):
             raise Malformed("A chunk of the upstream's stream has no 'choices'.")
         if not self._started:
             self._started = True
-            events.append(_started(chunk))
+            events.append(read_started(chunk))
         if usage is not None:
             self._take_usage(usage, choices)
         timings = chunk.get("timings")
@@ -313,17 +314,6 @@ class _Parser(_streams.Parser):
             self._close(index, events)
 
 
-def _started(body: JsonObject) -> Started:
-    id_, model, created = body.get("id"), body.get("model"), body.get("created")
-    fingerprint = body.get("system_fingerprint")
-    return Started(
-        id=id_ if type(id_) is str and id_ else None,
-        model=model if type(model) is str else None,
-        created=created if type(created) is int else None,
-        fingerprint=fingerprint if type(fingerprint) is str else None,
-    )
-
-
 def parse_answer(body: Json) -> Answer:
     """Read an unstreamed completion."""
     match body:
@@ -331,7 +321,7 @@ def parse_answer(body: Json) -> Answer:
             pass
         case _:
             raise Malformed("The upstream's answer has no 'choices'.")
-    started, timings = _started(body), body.get("timings")
+    started, timings = read_started(body), body.get("timings")
     return Answer(
         id=started.id,
         model=started.model,
@@ -399,17 +389,12 @@ def stream_renderer(request: Request, stamp: Stamp) -> _Renderer:
     return _Renderer(request, stamp)
 
 
-class _Renderer:
-    """Writes chunks. The constant part of a chunk is made once; a token costs one join."""
+class _Renderer(ChunkRenderer):
+    """Writes chunks."""
 
     def __init__(self, request: Request, stamp: Stamp) -> None:
-        self._request = request
-        self._stamp = stamp
-        self._head: JsonObject = {}
-        self._before = b""
-        self._after = b""
+        super().__init__(request, stamp)
         self._offsets: dict[int, int] = {}
-        self._held: JsonObject | None = None
 
     def feed(self, event: Event) -> bytes:
         match event:
@@ -422,18 +407,14 @@ class _Renderer:
             case Finished():
                 return self._finish(event)
             case Failed():
-                error = {"error": error_body(event.problem)}
-                return self._release() + sse(encode(error)) + SSE_DONE
+                return self._fail(event)
             case PartStarted():
                 return self._release()
             case PartEnded() | Progress():
                 return b""
 
     def _start(self, event: Started) -> bytes:
-        self._head = _head(event.id, event.created, event.fingerprint, self._stamp)
-        self._before = b"data: %b," % encode(self._head)[:-1]
-        self._after = b',"logprobs":null,"finish_reason":null}]'
-        self._after += b',"usage":null}\n\n' if self._request.include_usage else b"}\n\n"
+        self._begin(_head(event.id, event.created, event.fingerprint, self._stamp), b"")
         echoes = enumerate(_echoes(self._request))
         return b"".join(self._plain(index, echo) for index, echo in echoes if echo)
 
@@ -450,10 +431,7 @@ class _Renderer:
             return self._plain(event.choice, event.text)
         extras = event.extras or Extras()
         choice = self._choice(event.choice, event.text, event.logprobs, extras)
-        body = self._head | {"choices": [choice]}
-        if self._request.include_usage:
-            body["usage"] = None
-        return sse(encode(body | extras.top))
+        return self._chunk(choice, extras.top)
 
     def _choice(
         self, index: int, text: str, logprobs: list[TokenLogprob] | None, extras: Extras
@@ -474,26 +452,7 @@ class _Renderer:
         extras = event.extras or Extras()
         choice = self._choice(event.choice, "", event.logprobs, extras)
         choice["finish_reason"] = event.reason
-        body = self._head | {"choices": [choice]} | extras.top
-        if self._request.include_usage:
-            return sse(encode(body | {"usage": None}))
-        self._held = body  # the last one carries the timings: it waits for the end
-        return b""
-
-    def _release(self) -> bytes:
-        held, self._held = self._held, None
-        return b"" if held is None else sse(encode(held))
-
-    def _finish(self, event: Finished) -> bytes:
-        tail: JsonObject = dict(event.extras.top) if event.extras else {}
-        if event.timings is not None:
-            tail["timings"] = event.timings
-        if self._request.include_usage:
-            usage = {"choices": [], "usage": write_usage(event.usage)}
-            return sse(encode(self._head | usage | tail)) + SSE_DONE
-        if self._held is not None:
-            self._held |= tail
-        return self._release() + SSE_DONE
+        return self._last_of(choice, extras.top)
 
 
 def _head(

@@ -203,14 +203,7 @@ class Gateway:
     async def _model(self, name: str, reply: Reply) -> None:
         found = self._fleet.models().get(name)
         if found is None:
-            served = ", ".join(sorted(self._fleet.models())) or "nothing yet"
-            raise ProblemError(
-                Problem(
-                    kind="unknown_model",
-                    message=f"The model '{name}' does not exist here. Served: {served}.",
-                    param="model",
-                )
-            )
+            raise ProblemError(self._fleet.unknown(name))
         await reply.whole(200, msgspec.json.encode(self._card(name, *found)))
 
     def _card(self, name: str, card: JsonObject, traits: Traits) -> JsonObject:

@@ -208,7 +208,7 @@ class Fleet:
             if choice.index is not None:
                 return self.upstreams[choice.index]
             if choice.otherwise == "unknown_model":
-                raise ProblemError(self._unknown(model))
+                raise ProblemError(self.unknown(model))
             left = deadline - asyncio.get_running_loop().time()
             waits = choice.otherwise == "wait" or not self.upstreams
             if not waits or left <= 0:
@@ -236,7 +236,8 @@ class Fleet:
         order: tuple[State, ...] = ("ready", "loading", "starting", "down")
         return next((state for state in order if state in states), "starting")
 
-    def _unknown(self, model: str | None) -> Problem:
+    def unknown(self, model: str | None) -> Problem:
+        """That nobody here serves this model, and what is served."""
         return Problem(
             kind="unknown_model",
             message=f"The model '{model}' does not exist here. Served: "

@@ -11,6 +11,7 @@ from tropilla.dialects._openai import (
     decode,
     distinct,
     read_reason,
+    read_started,
     read_token_logprobs,
     read_usage,
     sum_usages,
@@ -36,7 +37,6 @@ from tropilla.ir import (
     Reasoning,
     Refusal,
     Request,
-    Started,
     Text,
     ToolCall,
     Usage,
@@ -95,7 +95,8 @@ class _Parser(_streams.Parser):
             return
         top = self._top(chunk)
         if not self._started:
-            self._start(chunk, events)
+            self._started = True
+            events.append(read_started(chunk))
         usage = read_usage(chunk.get("usage"))
         if usage is not None:
             self._usage = usage
@@ -127,19 +128,6 @@ class _Parser(_streams.Parser):
         if not self._extras:
             return {}
         return {key: chunk[key] for key in chunk.keys() - _TOP}
-
-    def _start(self, chunk: JsonObject, events: list[Event]) -> None:
-        self._started = True
-        id_, model, created = chunk.get("id"), chunk.get("model"), chunk.get("created")
-        fingerprint = chunk.get("system_fingerprint")
-        events.append(
-            Started(
-                id=id_ if type(id_) is str and id_ else None,
-                model=model if type(model) is str else None,
-                created=created if type(created) is int else None,
-                fingerprint=fingerprint if type(fingerprint) is str else None,
-            )
-        )
 
     def _progress(
         self, chunk: JsonObject, first: Json, top: JsonObject, events: list[Event]
@@ -340,13 +328,12 @@ def parse_answer(body: Json) -> Answer:
             pass
         case _:
             raise Malformed("The upstream's answer has no 'choices'.")
-    id_, model, created = body.get("id"), body.get("model"), body.get("created")
-    fingerprint, timings = body.get("system_fingerprint"), body.get("timings")
+    started, timings = read_started(body), body.get("timings")
     return Answer(
-        id=id_ if type(id_) is str and id_ else None,
-        model=model if type(model) is str else None,
-        created=created if type(created) is int else None,
-        fingerprint=fingerprint if type(fingerprint) is str else None,
+        id=started.id,
+        model=started.model,
+        created=started.created,
+        fingerprint=started.fingerprint,
         choices=distinct(_parse_choice(choice) for choice in choices),
         usage=read_usage(body.get("usage")),
         timings=timings if type(timings) is dict else None,

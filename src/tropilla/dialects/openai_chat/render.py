@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from tropilla.dialects import Stamp
 from tropilla.dialects._openai import (
+    ChunkRenderer,
     decode,
     encode,
-    error_body,
     write_usage,
 )
 from tropilla.dialects.openai_chat.request import render_call
-from tropilla.framing import SSE_DONE, sse
 from tropilla.ir import (
     Answer,
     Choice,
@@ -32,18 +31,13 @@ from tropilla.ir import (
 )
 
 
-class _Renderer:
-    """Writes chunks. The constant part of a chunk is made once; a token costs one join."""
+class _Renderer(ChunkRenderer):
+    """Writes chunks."""
 
     def __init__(self, request: Request, stamp: Stamp) -> None:
-        self._request = request
-        self._stamp = stamp
-        self._head: JsonObject = {}
-        self._before = b""
-        self._after = b""
+        super().__init__(request, stamp)
         self._kinds: dict[int, PartKind] = {}
         self._calls: dict[int, int] = {}
-        self._held: JsonObject | None = None
 
     def feed(self, event: Event) -> bytes:
         match event:
@@ -62,22 +56,19 @@ class _Renderer:
             case Finished():
                 return self._finish(event)
             case Failed():
-                error = {"error": error_body(event.problem)}
-                return self._release() + sse(encode(error)) + SSE_DONE
+                return self._fail(event)
 
     def _start(self, event: Started) -> bytes:
-        stamp, usage = self._stamp, self._request.include_usage
-        self._head = {
+        stamp = self._stamp
+        head: JsonObject = {
             "id": event.id or f"chatcmpl-{stamp.unique}",
             "object": "chat.completion.chunk",
             "created": event.created or stamp.created,
             "model": stamp.model,
         }
         if event.fingerprint is not None:
-            self._head["system_fingerprint"] = event.fingerprint
-        self._before = b"data: %b," % encode(self._head)[:-1]
-        self._after = b'},"logprobs":null,"finish_reason":null}]'
-        self._after += b',"usage":null}\n\n' if usage else b"}\n\n"
+            head["system_fingerprint"] = event.fingerprint
+        self._begin(head, b"}")
         # All roles first, in order: openai-python fails where the first chunk is not choice 0's.
         role = b'"role":"assistant","content":"","refusal":null'
         told = [self._plain(index, role) for index in range(self._request.choices)]
@@ -112,13 +103,7 @@ class _Renderer:
             "finish_reason": None,
             **extras.choice,
         }
-        return self._chunk([choice], extras.top)
-
-    def _chunk(self, choices: list[JsonObject], top: JsonObject) -> bytes:
-        body = self._head | {"choices": choices}
-        if self._request.include_usage:
-            body["usage"] = None
-        return sse(encode(body | top))
+        return self._chunk(choice, extras.top)
 
     def _part(self, event: PartStarted) -> bytes:
         self._kinds[event.choice] = event.kind
@@ -145,7 +130,7 @@ class _Renderer:
         }
         choice = {"index": event.choice, "delta": {}, "logprobs": None, "finish_reason": None}
         top = event.extras.top if event.extras else {}
-        return self._chunk([choice], {"prompt_progress": progress} | top)
+        return self._chunk(choice, {"prompt_progress": progress} | top)
 
     def _end_choice(self, event: ChoiceEnded) -> bytes:
         extras = event.extras or Extras()
@@ -156,28 +141,7 @@ class _Renderer:
             "finish_reason": event.reason,
             **extras.choice,
         }
-        body = self._head | {"choices": [choice]} | extras.top
-        if self._request.include_usage:
-            return sse(encode(body | {"usage": None}))
-        # Without a usage chunk the last finish chunk carries what the end of the answer brings
-        # (llama.cpp's timings), so it waits for that.
-        self._held = body
-        return b""
-
-    def _release(self) -> bytes:
-        held, self._held = self._held, None
-        return b"" if held is None else sse(encode(held))
-
-    def _finish(self, event: Finished) -> bytes:
-        tail: JsonObject = dict(event.extras.top) if event.extras else {}
-        if event.timings is not None:
-            tail["timings"] = event.timings
-        if self._request.include_usage:
-            usage = {"choices": [], "usage": write_usage(event.usage)}
-            return sse(encode(self._head | usage | tail)) + SSE_DONE
-        if self._held is not None:
-            self._held |= tail
-        return self._release() + SSE_DONE
+        return self._last_of(choice, extras.top)
 
 
 def stream_renderer(request: Request, stamp: Stamp) -> _Renderer:
