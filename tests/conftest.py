@@ -257,7 +257,9 @@ async def gateway(anyio_backend: Any) -> AsyncIterator[Serve]:  # noqa: ARG001
 
         async def serve(*upstreams: Double | str, ready: bool = True, **config: Any) -> Served:
             urls = [one if isinstance(one, str) else one.url for one in upstreams]
-            told = Config(port=0, upstreams=tuple(UpstreamConfig(url=url) for url in urls))
+            told = Config(
+                listen="127.0.0.1:0", upstreams=tuple(UpstreamConfig(url=url) for url in urls)
+            )
             it = await stack.enter_async_context(served(msgspec.structs.replace(told, **config)))
             if ready:
                 await it.until(lambda: all(one.state == "ready" for one in it.fleet.upstreams))

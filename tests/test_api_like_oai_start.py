@@ -43,7 +43,7 @@ def test_every_flag_of_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
         "--system-name", "s", "--stop", "e",
     )  # fmt: skip
     assert config == Config(
-        upstreams=(UpstreamConfig(url="http://h:1"),), host="0.0.0.0", port=2, api_keys=("k",),
+        upstreams=(UpstreamConfig(url="http://h:1"),), listen="0.0.0.0:2", api_keys=("k",),
         any_model=True,
         template=Classic(
             chat_prompt=r"c\n", user_name="u", ai_name="a", system_name="s", stop="e"

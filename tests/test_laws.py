@@ -51,7 +51,7 @@ from tropilla.templates import Classic, flatten
 NAMES = tuple(name for name in dialects.names() if name in CARRIES)
 FIXTURES = Path(__file__).parent / "dialects"
 every_dialect = pytest.mark.parametrize("name", NAMES)
-ENGINE, OTHERS = Traits(llamacpp=True, chat=True), Traits(llamacpp=False, chat=True)
+ENGINE, OTHERS = Traits(chat=True), Traits(dialect="openai", chat=True)
 
 
 def test_every_dialect_says_what_it_carries() -> None:

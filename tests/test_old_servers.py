@@ -23,9 +23,6 @@ def pair() -> Iterator[Pair]:
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
-        ("/v1/completions", {"prompt": "x", "n": 2}, "n"),
-        ("/v1/chat/completions", CHAT | {"n": 2}, "n"),
-        ("/v1/completions", {"prompt": ["x", "y"]}, "prompt"),
         (
             "/v1/chat/completions",
             CHAT | {"response_format": {"type": "json_object"}},
@@ -66,3 +63,50 @@ def test_a_long_body_goes_on_as_json_though_curl_calls_it_a_form(pair: Pair) -> 
     form = "application/x-www-form-urlencoded"
     answer = client.ask("POST", "/tokenize", body, Content_Type=form)
     assert (answer.status, len(answer.json["tokens"])) == (200, 9000)
+
+
+# One server that gives one answer, and a client that wants several.
+
+SEVERAL = {"prompt": ["one", "two"], "n": 2, "seed": 7, "max_tokens": 9}
+
+
+def test_several_answers_are_asked_for_one_by_one(pair: Pair) -> None:
+    client, double = pair
+    double.clear()
+    answer = client.post("/v1/completions", SEVERAL)
+    choices = answer.json["choices"]
+    assert [choice["index"] for choice in choices] == [0, 1, 2, 3]
+    assert {choice["text"] for choice in choices} == {" I'm fine."}
+    asked = [one.body for one in double.asked if one.path == "/completion"]
+    assert [one["prompt"] for one in asked] == ["one", "one", "two", "two"]
+    # Equal seeds would give equal answers.
+    assert [one["seed"] for one in asked] == [7, 8, 7, 8]
+    # A prompt counts once, however many answers it has.
+    usage = answer.json["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (8, 16)
+
+
+def test_several_answers_are_streamed_one_by_one(pair: Pair) -> None:
+    client, double = pair
+    double.clear()
+    asked = CHAT | {"n": 3, "stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = client.post("/v1/chat/completions", asked).chunks
+    assert len({chunk["id"] for chunk in (*chunks, last)}) == 1
+    told = dict.fromkeys(range(3), "")
+    for chunk in chunks:
+        (choice,) = chunk["choices"]
+        told[choice["index"]] += choice["delta"].get("content") or ""
+    assert told == dict.fromkeys(range(3), " I'm fine.")
+    ends = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+    assert [end for end in ends if end] == ["stop"] * 3
+    assert last["usage"]["completion_tokens"] == 12
+
+
+def test_a_native_client_hears_a_list(pair: Pair) -> None:
+    client, double = pair
+    double.clear()
+    told = client.post("/completion", {"prompt": ["one", "two"]}).json
+    assert [(one["index"], one["content"]) for one in told] == [
+        (0, " I'm fine."),
+        (1, " I'm fine."),
+    ]

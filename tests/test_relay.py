@@ -29,7 +29,8 @@ from doubles.upstream import (
     streams,
     told,
 )
-from tropilla.upstream import fleet, http
+from tropilla.config import TimeoutsConfig, UpstreamConfig
+from tropilla.upstream import fleet
 
 pytestmark = pytest.mark.anyio
 
@@ -305,14 +306,9 @@ async def test_an_answer_that_is_wanted_whole_is_tried_again_when_it_breaks_off(
     assert said(await tropilla.chat()) == "Hello there"
 
 
-async def test_silence_ends_a_stream(
-    gateway: Serve, double: Double, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http, "IDLE_SECONDS", 0.05)
-    monkeypatch.setattr(
-        http.Link.__init__, "__kwdefaults__", {"api_key": None, "idle_seconds": 0.05}
-    )
-    tropilla = await gateway(double)
+async def test_silence_ends_a_stream(gateway: Serve, double: Double) -> None:
+    quick = UpstreamConfig(url=double.url, timeouts=TimeoutsConfig(idle=0.05))
+    tropilla = await gateway(upstreams=(quick,))
     raw, exchange = await in_the_middle(tropilla, double)
     answer = await raw.answer()
     assert answer.events[-2]["error"]["code"] == "upstream_timeout"

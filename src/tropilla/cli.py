@@ -160,8 +160,7 @@ def _config(
         )
     as_the_script = bool(names) or template == "classic" or "--llama-api" in _flags()
     return Config(
-        host=host,
-        port=port,
+        listen=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         api_keys=read_keys(api_keys, api_key_file),
         upstreams=tuple(
             UpstreamConfig(url=read_url(url), api_key=upstream_api_key)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
-from tropilla.templates import Classic
+from tropilla.templates import Template
 
 TINY_MODEL = Path(__file__).parent / "models" / "tiny.gguf"
 TINY_NAME = "tropilla-tiny"
@@ -17,11 +18,38 @@ class ConfigError(ValueError):
     """A setting that cannot be; the message says which, and how to mend it."""
 
 
+class TimeoutsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How long an upstream is waited for, in seconds."""
+
+    connect: float = 5.0
+    idle: float = 600.0
+    """The longest silence in an answer: a long prompt is read in silence."""
+
+
 class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A running server to send requests to."""
 
     url: str
+    dialect: Literal["auto", "llamacpp", "openai", "afs"] = "auto"
+    """What it speaks; `auto` finds out."""
+    model: str | None = None
+    """The model's name there, if it is another one than here."""
     api_key: str | None = None
+    headers: dict[str, str] = {}
+    """More headers, sent with every request."""
+    weight: float = 1.0
+    """Of two upstreams of the same model, one of weight 2 takes twice as many requests."""
+    template: Template | None = None
+    timeouts: TimeoutsConfig = TimeoutsConfig()
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A model by the name that clients use, and who serves it."""
+
+    upstreams: tuple[UpstreamConfig, ...]
+    aliases: tuple[str, ...] = ()
+    template: Template | None = None
+    """Who turns chat messages into a prompt; None leaves it to the server."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,20 +66,32 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that `tropilla serve` needs to know."""
 
-    host: str = "127.0.0.1"
-    port: int = 8081
+    listen: str = "127.0.0.1:8081"
+    """HOST:PORT; port 0 takes any that is free."""
     api_keys: tuple[str, ...] = ()
+    """The keys that clients must show; none at all lets anybody ask."""
+    models: dict[str, ModelConfig] = {}
     upstreams: tuple[UpstreamConfig, ...] = ()
-    """None at all means: run the engine."""
+    """Servers whose models are found by asking them. Neither these nor models: the engine runs."""
     engine: EngineConfig = EngineConfig()
-    template: Classic | None = None
-    """None leaves it to the server's own."""
+    template: Template | None = None
+    """For every model that has none of its own; None leaves it to the server."""
     any_model: bool = False
     """A name that nobody serves is answered by whatever is served, as api_like_OAI.py did."""
     allow_admin: bool = False
     """Relay the routes that change or expose a server."""
     max_body: int = 32 * 1024 * 1024
     """Bytes of one request."""
+
+    @property
+    def host(self) -> str:
+        """The address to listen on."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port to listen on."""
+        return int(self.listen.rpartition(":")[2])
 
 
 def read_url(text: str) -> str:

@@ -383,18 +383,47 @@ class Malformed(ProblemError):  # noqa: N818 - a name for what was read, not for
         super().__init__(Problem(kind=kind, message=message, param=param, code=code))
 
 
-class Traits(Value, frozen=True, kw_only=True):
-    """What a probe learned of an upstream; the defaults are the oldest server's."""
+UpstreamDialect: TypeAlias = Literal["llamacpp", "openai", "afs"]
+"""What an upstream speaks: llama.cpp's API with OpenAI's beside it, OpenAI's alone, or AFS's."""
 
-    llamacpp: bool = True
-    """It is a llama.cpp server, and takes llama.cpp's forms of a field where there are two."""
+
+class Traits(Value, frozen=True, kw_only=True):
+    """What a probe learned of an upstream; the defaults are the oldest llama.cpp server's.
+
+    `None` is what nobody knows: it may be tried.
+    """
+
+    dialect: UpstreamDialect = "llamacpp"
     models: dict[str, JsonObject] = {}
     """What it serves: the name, and what it says of it in its list of models."""
     chat: bool = False
-    """It serves `/v1/chat/completions`."""
-    build: str | None = None
+    """It serves chat: `/v1/chat/completions`, or AFS's `/models/conversation`."""
+    v1: bool = True
+    """Its OpenAI paths are below `/v1`; if not, they are right below its address."""
+    build: int = 0
+    """The oldest llama.cpp build that it can be, as far as it has shown; 0 is before b1561."""
+    build_info: str | None = None
+    """What it says of its build (since b4383)."""
+    router: bool = False
+    """It starts servers of its own, one for each model (llama.cpp's router mode)."""
     n_ctx: int | None = None
     slots: int | None = None
+    template: str | None = None
+    """The chat template that it tells (Jinja; since b3328)."""
+    eos: str | None = None
+    tokenizes: bool = True
+    """It has llama.cpp's `/tokenize`."""
+    tools: bool | None = None
+    vision: bool | None = None
+    audio: bool | None = None
+    embeddings: bool | None = None
+    rerank: bool | None = None
+    infill: bool | None = None
+
+    @property
+    def llamacpp(self) -> bool:
+        """Whether it takes llama.cpp's forms of a field where there are two."""
+        return self.dialect == "llamacpp"
 
 
 # The fold.

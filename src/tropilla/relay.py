@@ -2,7 +2,7 @@
 
 ::
 
-    Request -> template -> lease -> back dialect renders -> upstream
+    Request -> lease -> template -> exchange: back dialect renders -> upstream
     client  <- front dialect renders <- events <- back dialect parses <-
 
 There is one path. The upstream is always asked to stream; a client that wants the answer whole
@@ -16,30 +16,29 @@ from __future__ import annotations
 from asyncio import CancelledError
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, urlencode
 
 import msgspec
 
-from tropilla import dialects, ir
-from tropilla.dialects import Dialect, Stamp, StreamParser, Wire
+from tropilla import dialects, ir, templates
+from tropilla.dialects import Dialect, Stamp
 from tropilla.dialects._openai import decode
-from tropilla.framing import SseFramer
+from tropilla.exchange import BUSY, Exchange, exchange
+from tropilla.herd.balance import Ability
 from tropilla.ir import (
     Chat,
     Event,
     Failed,
-    Json,
+    Infill,
     JsonObject,
     Malformed,
     Problem,
     ProblemError,
     Request,
+    Traits,
 )
-from tropilla.templates import Classic, flatten
-from tropilla.upstream.fleet import Fleet, Upstream
-from tropilla.upstream.http import Incoming
-
-_JSON = {"Content-Type": "application/json"}
+from tropilla.templates import Classic, Template, flatten
+from tropilla.upstream.fleet import Fleet, Lease, Upstream
 
 
 class Reply(Protocol):
@@ -70,67 +69,75 @@ class Origin(NamedTuple):
 
 
 async def generate(
-    front: Dialect,
-    request: Request,
-    origin: Origin,
-    *,
-    fleet: Fleet,
-    template: Classic | None,
-    reply: Reply,
+    front: Dialect, request: Request, origin: Origin, *, fleet: Fleet, reply: Reply
 ) -> None:
     """Serve one request for text.
 
     Raises:
         ProblemError: nothing has been sent yet, and nothing can be.
     """
+    needs = _needs(request)
     failed: Upstream | None = None
     while True:
-        async with fleet.lease(request.model, failed) as upstream:
+        async with fleet.lease(request.model, failed, needs) as lease:
             try:
-                await _attempt(front, request, origin, upstream, template, reply)
+                await _attempt(front, request, origin, lease, reply)
             except ProblemError as error:
-                if error.problem.kind in {"unavailable", "loading"}:
-                    fleet.lost(upstream, error.problem)
+                if error.problem.kind in {"unavailable", "loading"} and error.problem != BUSY:
+                    fleet.lost(lease.upstream, error.problem)
                 if reply.started or not error.problem.retryable or failed is not None:
                     raise
-                failed = upstream
+                failed = lease.upstream
             else:
                 return
 
 
+def _needs(request: Request) -> list[Ability]:
+    """What an upstream must be able to do."""
+    match request.input:
+        case Infill():
+            return ["infill"]
+        case Chat() as chat:
+            kinds = {type(part) for message in chat.messages for part in message.parts}
+            needs: list[Ability] = []
+            if chat.tools and (chat.tool_choice is None or chat.tool_choice.mode != "none"):
+                needs.append("tools")
+            if ir.Image in kinds:
+                needs.append("vision")
+            if ir.Audio in kinds:
+                needs.append("audio")
+            return needs
+    return []
+
+
 async def _attempt(
-    front: Dialect,
-    request: Request,
-    origin: Origin,
-    upstream: Upstream,
-    template: Classic | None,
-    reply: Reply,
+    front: Dialect, request: Request, origin: Origin, lease: Lease, reply: Reply
 ) -> None:
-    named = next(iter(upstream.traits.models), "")
-    stamp = Stamp(origin.unique, origin.created, request.model or named)
-    wanted = request
-    if request.model not in upstream.traits.models:
-        wanted = msgspec.structs.replace(request, model=named)
-    if template is None and isinstance(request.input, Chat) and not upstream.traits.chat:
-        # A server before b1561 has no chat of its own: it is asked as the script asked it.
-        template = Classic()
+    upstream, traits = lease.upstream, lease.upstream.traits
+    stamp = Stamp(origin.unique, origin.created, request.model or lease.name)
+    wanted = msgspec.structs.replace(request, model=lease.there)
+    template = lease.template
+    if template is None and isinstance(request.input, Chat) and not traits.chat:
+        template = _own_template(traits)
     if template is not None and front.NAME != "llamacpp":
         wanted = flatten(wanted, template)
-    if upstream.traits.llamacpp and not upstream.traits.chat:
+    if traits.llamacpp and not traits.chat:
         _refuse_unknown_to_old(wanted)
-    back = _back_for(wanted)
-    wire = back.render_request(wanted, upstream.traits)
-    kin = back.NAME == front.NAME
+    back = _back_for(wanted, traits)
+    asked = exchange(upstream, back, wanted, extras=back.NAME == front.NAME)
     ids = await _prompt_ids(wanted, upstream) if request.tokenize and not request.stream else None
-    async with upstream.link.send("POST", wire.path, _encoded(wire.body), _JSON) as incoming:
-        if incoming.status != 200:
-            raise ProblemError(back.parse_problem(incoming.status, await incoming.whole()))
-        events = _Events(incoming, back, back.stream_parser(wanted, extras=kin), extras=kin)
+    async with asked as answer:
         if request.stream:
-            await _stream(front, request, stamp, events, wire, reply)
+            await _stream(front, request, stamp, answer, reply)
         else:
-            await _whole(front, request, stamp, events, wire, reply, ids)
-        await incoming.finish()
+            await _whole(front, request, stamp, answer, reply, ids)
+
+
+def _own_template(traits: Traits) -> Template:
+    """A server without a chat of its own: asked with its template, or as the script asked it."""
+    if traits.template is None:
+        return Classic()
+    return templates.compiled("the server's template", traits.template, eos=traits.eos or "")
 
 
 def _refuse_unknown_to_old(request: Request) -> None:
@@ -139,36 +146,34 @@ def _refuse_unknown_to_old(request: Request) -> None:
     Raises:
         Malformed: of kind `unsupported`.
     """
-    if request.choices > 1:
-        param, why = "n" if request.n > 1 else "prompt", "gives one answer to one prompt"
-    elif request.format is not None and request.format.kind != "text":
-        param, why = "response_format", "cannot be held to a format"
-    else:
-        return
-    raise Malformed(f"The server is so old that it {why}.", param=param, kind="unsupported")
+    if request.format is not None and request.format.kind != "text":
+        raise Malformed(
+            "The server is so old that it cannot be held to a format.",
+            param="response_format",
+            kind="unsupported",
+        )
 
 
-def _encoded(body: JsonObject) -> bytes:
-    try:
-        return msgspec.json.encode(body)
-    except RecursionError:
-        # What could just be read cannot be written from here, deeper in the program.
-        raise Malformed("The JSON of the body is nested too deeply.") from None
+def _back_for(request: Request, traits: Traits) -> Dialect:
+    """The dialect in which an upstream is asked: a llama.cpp server has one for chat, and its own.
 
-
-def _back_for(request: Request) -> Dialect:
-    """The dialect in which a llama.cpp server is asked: its chat, or its native one."""
-    return dialects.named("openai_chat" if isinstance(request.input, Chat) else "llamacpp")
+    An AFS has one for everything.
+    """
+    if traits.dialect == "afs":
+        return dialects.named("afs")
+    if isinstance(request.input, Chat):
+        return dialects.named("openai_chat")
+    return dialects.named("llamacpp" if traits.llamacpp else "openai_completions")
 
 
 async def _stream(
-    front: Dialect, request: Request, stamp: Stamp, events: _Events, wire: Wire, reply: Reply
+    front: Dialect, request: Request, stamp: Stamp, answer: Exchange, reply: Reply
 ) -> None:
     feed = front.stream_renderer(request, stamp).feed
     over = False
     while not over:
         try:
-            batch, alive = await events.next()
+            batch, alive = await answer.next()
         except CancelledError:
             if reply.started:
                 # A client that has left does not hear this; it is for the end of the gateway.
@@ -190,7 +195,7 @@ async def _stream(
             data = front.PING if alive else b""
         if data:
             if not reply.started:
-                await reply.start(200, front.CONTENT_TYPE, _headers(wire))
+                await reply.start(200, front.CONTENT_TYPE, _headers(answer))
             await reply.write(data)
     await reply.end()
 
@@ -199,78 +204,30 @@ async def _whole(
     front: Dialect,
     request: Request,
     stamp: Stamp,
-    events: _Events,
-    wire: Wire,
+    answer: Exchange,
     reply: Reply,
     ids: list[int] | None,
 ) -> None:
     told: list[Event] = []
     while not told or not isinstance(told[-1], ir.Finished | Failed):
-        batch, _ = await events.next()
+        batch, _ = await answer.next()
         told += batch
-    answer = ir.fold(told)
+    folded = ir.fold(told)
     if ids:
-        answer = msgspec.structs.replace(answer, extras=answer.extras | {"promptToken": ids})
+        folded = msgspec.structs.replace(folded, extras=folded.extras | {"promptToken": ids})
     try:
-        body = front.render_answer(answer, request, stamp)
+        body = front.render_answer(folded, request, stamp)
     except RecursionError:
         raise ProblemError(_TOO_DEEP) from None
-    await reply.whole(200, body, _headers(wire))
+    await reply.whole(200, body, _headers(answer))
 
 
 _ENDED = Problem(kind="unavailable", message="Tropilla was ended.", retry_after=1)
 _TOO_DEEP = Problem(kind="upstream_failed", message="The upstream's JSON is nested too deeply.")
 
 
-def _headers(wire: Wire) -> dict[str, str]:
-    return {"x-tropilla-dropped": ", ".join(wire.dropped)} if wire.dropped else {}
-
-
-class _Events:
-    """An upstream's answer as events, whatever it looks like; always ends in a terminal one."""
-
-    def __init__(
-        self, answer: Incoming, back: Dialect, parser: StreamParser, *, extras: bool
-    ) -> None:
-        self._answer = answer
-        self._streams = answer.content_type.lower().startswith("text/event-stream")
-        self._back = back
-        self._parser = parser
-        self._extras = extras
-        self._framer = SseFramer()
-
-    async def next(self) -> tuple[list[Event], bool]:
-        """The events of the next piece; and whether the upstream said that it lives."""
-        try:
-            if not self._streams:
-                # It was asked to stream, and answered all the same.
-                body = decode(await self._answer.whole())
-                _check(body, self._back)
-                answer = self._back.parse_answer(body)
-                return list(ir.unfold(answer, extras=self._extras)), False
-            piece = await self._answer.read()
-            if piece:
-                frames = self._framer.feed(piece)
-                return self._parser.feed(frames), bool(frames)
-            return self._parser.feed(self._framer.end()) + self._parser.end(), False
-        except Malformed as error:
-            problem = Problem(kind="upstream_failed", message=error.problem.message, retryable=True)
-        except ProblemError as error:
-            problem = error.problem
-        return self._parser.abort(problem), False
-
-
-def _check(body: Json, back: Dialect) -> None:
-    """Some servers tell of an error with the status 200.
-
-    Raises:
-        ProblemError: this is one.
-    """
-    error = body.get("error") if type(body) is dict else None
-    if error:
-        code = error.get("code") if type(error) is dict else None
-        status = code if type(code) is int and 400 <= code < 600 else 500
-        raise ProblemError(back.parse_problem(status, msgspec.json.encode(body)))
+def _headers(answer: Exchange) -> dict[str, str]:
+    return {"x-tropilla-dropped": ", ".join(answer.dropped)} if answer.dropped else {}
 
 
 async def _prompt_ids(request: Request, upstream: Upstream) -> list[int]:
@@ -302,6 +259,7 @@ async def _asked(upstream: Upstream, path: str, body: JsonObject) -> JsonObject:
 
 # What is passed on as it is.
 
+_NATIVE: tuple[Ability, ...] = ("native",)
 _PASSED_HEADERS = ("content-type", "accept", "anthropic-version", "anthropic-beta")
 
 
@@ -317,8 +275,9 @@ async def forward(
 ) -> None:
     """Pass one request on to an upstream as it is, and the answer back as it is.
 
-    Of the headers only those of content go through, in both directions: keys, cookies, CORS and
-    llama.cpp's conversation ids are nobody else's.
+    Only a model that has another name there is said by that name. Of the headers only those of
+    content go through, in both directions: keys, cookies, CORS and llama.cpp's conversation ids
+    are nobody else's.
 
     Raises:
         ProblemError: nothing has been sent yet, and nothing can be.
@@ -329,9 +288,13 @@ async def forward(
         sent["content-type"] = "application/json"
     failed: Upstream | None = None
     while True:
-        async with fleet.lease(model, failed) as upstream:
+        async with fleet.lease(model, failed, _NATIVE) as lease:
+            upstream = lease.upstream
+            where, data = path, body
+            if model is not None and lease.there not in {None, model}:
+                where, data = _renamed(path, body, str(lease.there))
             try:
-                async with upstream.link.send(method, path, body or None, sent) as incoming:
+                async with upstream.link.send(method, where, data or None, sent) as incoming:
                     await reply.start(incoming.status, incoming.content_type, {})
                     while piece := await incoming.read():
                         await reply.write(piece)
@@ -343,6 +306,20 @@ async def forward(
                 if reply.started or not error.problem.retryable or failed is not None:
                     raise
                 failed = upstream
+
+
+def _renamed(path: str, body: bytes, model: str) -> tuple[str, bytes]:
+    """The same request for a model by its name there, wherever the request names it."""
+    path, mark, query = path.partition("?")
+    pairs = [
+        (name, model if name == "model" else value)
+        for name, value in parse_qsl(query, keep_blank_values=True)
+    ]
+    if body.lstrip().startswith(b"{"):
+        asked: JsonObject = msgspec.json.decode(body)
+        if "model" in asked:
+            body = msgspec.json.encode(asked | {"model": model})
+    return path + mark + urlencode(pairs), body
 
 
 def target(path: str, query: str) -> str:

@@ -6,6 +6,8 @@ a stop text around each turn. What it cannot say (tools, pictures) is refused, n
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import msgspec
 
 from tropilla.ir import (
@@ -63,7 +65,19 @@ class Classic(Value, frozen=True, kw_only=True):
         return "".join(told)
 
 
-def flatten(request: Request, template: Classic) -> Request:
+class Jinja(Value, frozen=True, kw_only=True):
+    """A chat template in Jinja, as models carry it and servers tell it."""
+
+    name: str
+    source: str
+    stop: tuple[str, ...] = ()
+    eos: str = ""
+
+
+Template: TypeAlias = Classic | Jinja
+
+
+def flatten(request: Request, template: Template) -> Request:
     """The same request as raw text to be continued, or as it is when it is text already.
 
     The template's stop text comes before the client's own, for chat and completions alike, as

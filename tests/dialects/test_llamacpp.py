@@ -126,6 +126,28 @@ def test_an_error_of_any_generation_ends_the_stream(line: bytes) -> None:
     assert events[-1].problem.message == "slot unavailable"
 
 
+@pytest.mark.parametrize("flags", [{}, {"stopped_limit": False, "stopped_eos": True}])
+@pytest.mark.parametrize("limit", [1, 3, 4, 9])
+def test_the_token_too_many_of_an_old_server_is_left_out(limit: int, flags: JsonObject) -> None:
+    pieces = [_OLD_PIECE | {"content": letter} for letter in "abcde"]
+    request = asked(n_predict=limit)
+    answer = ir.fold(events_of(lines(*pieces, _OLD_FINAL | flags), request))
+    choice = answer.choices[0]
+    assert choice.text() == "abcde"[:limit]
+    assert choice.reason == ("stop" if flags and limit == 9 else "length")
+
+
+def test_no_limit_is_none_and_todays_token_ids_are_what_counts() -> None:
+    pieces = [_OLD_PIECE | {"content": letter} for letter in "abcde"]
+    for limit in (-1, 0):
+        answer = ir.fold(events_of(lines(*pieces, _OLD_FINAL), asked(n_predict=limit)))
+        assert answer.choices[0].text() == "abcde"
+    held = _OLD_PIECE | {"content": "", "tokens": []}
+    today = [_OLD_PIECE | {"content": "a", "tokens": [1]}, held, held, held]
+    answer = ir.fold(events_of(lines(*today, *today, _OLD_FINAL), asked(n_predict=2)))
+    assert answer.choices[0].text() == "aa"
+
+
 def test_an_empty_stream_is_a_busy_server() -> None:
     (failed,) = events_of(b"")
     assert isinstance(failed, Failed)

@@ -184,7 +184,7 @@ def test_a_token_longer_than_any_id_is_a_text() -> None:
 def test_logit_bias_is_pairs_for_llamacpp_and_an_object_for_others() -> None:
     request = asked(logit_bias=[[5, -1], ["x", False]])
     pairs = CHAT.render_request(request, Traits()).body["logit_bias"]
-    object_ = CHAT.render_request(request, Traits(llamacpp=False)).body["logit_bias"]
+    object_ = CHAT.render_request(request, Traits(dialect="openai")).body["logit_bias"]
     assert pairs == [[5, -1], ["x", False]]
     assert object_ == {"5": -1, "x": -100}
 
@@ -228,7 +228,7 @@ def test_llamacpp_is_told_of_the_named_tool_alone() -> None:
 
     body = CHAT.render_request(asked(tools=tools, tool_choice=chosen), Traits()).body
     assert (body["tools"], body["tool_choice"]) == (tools[1:], "required")
-    body = CHAT.render_request(asked(tools=tools, tool_choice=chosen), Traits(llamacpp=False)).body
+    body = CHAT.render_request(asked(tools=tools, tool_choice=chosen), Traits(dialect="openai")).body
     assert (body["tools"], body["tool_choice"]) == (tools, chosen)
 
     other = {"type": "function", "function": {"name": "three"}}
@@ -304,4 +304,4 @@ def test_llamacpp_is_told_of_no_tools_that_may_not_be_called() -> None:
     body = CHAT.render_request(asked_, Traits()).body
     assert "tools" not in body
     assert body["tool_choice"] == "none"
-    assert CHAT.render_request(asked_, Traits(llamacpp=False)).body["tools"] == tools
+    assert CHAT.render_request(asked_, Traits(dialect="openai")).body["tools"] == tools

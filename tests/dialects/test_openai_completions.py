@@ -310,13 +310,13 @@ def test_what_only_llamacpp_can_read_is_refused_elsewhere() -> None:
         request = native.parse_request({"prompt": prompt}, "/completion")
         assert TEXT.render_request(request, Traits()).body["prompt"] == prompt
         with pytest.raises(Malformed) as told:
-            TEXT.render_request(request, Traits(llamacpp=False))
+            TEXT.render_request(request, Traits(dialect="openai"))
         assert told.value.problem.kind == "unsupported"
 
 
 def test_more_alternatives_than_openai_gives_are_reported() -> None:
     request = named("llamacpp").parse_request({"prompt": "a", "n_probs": 9}, "/completion")
-    wire = TEXT.render_request(request, Traits(llamacpp=False))
+    wire = TEXT.render_request(request, Traits(dialect="openai"))
     assert (wire.body["logprobs"], wire.dropped) == (5, ("logprobs",))
     wire = TEXT.render_request(request, Traits())
     assert (wire.body["logprobs"], wire.dropped) == (9, ())

@@ -84,7 +84,7 @@ class Llama:
     @property
     def paths(self) -> list[str]:
         """The paths that were posted to: everything but the probes."""
-        return [asked.path for asked in self.asked if asked.method == "POST"]
+        return [one.path for one in self.asked if one.method == "POST" and one.raw != b"{"]
 
     def last(self, path: str = "/completion") -> Any:
         """The body of the last request for a path."""

@@ -190,6 +190,10 @@ class _Connection(asyncio.Protocol):
         self.number += 1
 
 
+_REFUSED = {"/v1/embeddings", "/v1/rerank", "/infill"}
+"""What a probe asks nothing of, to hear whether it is there."""
+
+
 class Double:
     """A llama.cpp-like server on a free port of this machine."""
 
@@ -254,7 +258,9 @@ class Double:
         """Answer a request, or leave it to the test."""
         scripts = self._scripts.get(exchange.path)
         script: Script | None = None
-        if scripts:
+        if exchange.body == b"{}" and exchange.path in _REFUSED:
+            script = self._probed
+        elif scripts:
             script = scripts.popleft() if len(scripts) > 1 else scripts[0]
         elif exchange.method == "GET" and exchange.path in {"/health", "/v1/models", "/props"}:
             script = self._probed
@@ -279,8 +285,11 @@ class Double:
                 data = [{"id": name, "object": "model", "created": 1} for name in self.models]
                 body = msgspec.json.encode({"object": "list", "data": data})
                 await exchange.whole(200, body, JSON, *more)
-            case _:
+            case "/props":
                 await exchange.whole(200, msgspec.json.encode(self.props), JSON, *more)
+            case _:
+                error = {"code": 400, "message": "what?", "type": "invalid_request_error"}
+                await exchange.whole(400, msgspec.json.encode({"error": error}), JSON, *more)
 
 
 async def _run(script: Script, exchange: Exchange) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tropilla.herd.balance import Candidate, Pick, pick
 
 
-def one(state: Any = "ready", *models: str, **more: int) -> Candidate:
+def one(state: Any = "ready", *models: str, **more: Any) -> Candidate:
     return Candidate(state=state, models=models or ("m",), **more)
 
 
@@ -31,6 +31,8 @@ UNAVAILABLE = Pick(otherwise="unavailable")
         ([one(leases=1), one()], "m", (), Pick(index=1)),
         ([one(leases=2, slots=4), one(leases=1, slots=1)], "m", (), Pick(index=0)),
         ([one(served=5), one(served=4)], "m", (), Pick(index=1)),
+        ([one(served=5, weight=3), one(served=2)], "m", (), Pick(index=0)),
+        ([one(leases=3, weight=2), one(leases=1)], "m", (), Pick(index=1)),
         # One that has failed is the last resort, but a resort.
         ([one(), one(leases=9)], "m", (0,), Pick(index=1)),
         ([one()], "m", (0,), Pick(index=0)),
@@ -54,6 +56,28 @@ def test_pick(
     assert pick(candidates, model, avoid) == expected
 
 
+@pytest.mark.parametrize(
+    ("candidates", "expected"),
+    [
+        ([one(lacks={"tools"}), one(leases=9)], Pick(index=1)),
+        ([one(lacks={"vision"})], Pick(index=0)),
+        ([one(lacks={"tools"}), one("loading")], WAIT),
+        ([one(lacks={"tools"}), one("down")], UNAVAILABLE),
+        ([one(lacks={"tools"}), one("ready", "x")], Pick(otherwise="incapable")),
+    ],
+)
+def test_who_lacks_what_is_needed_is_passed_over(
+    candidates: list[Candidate], expected: Pick
+) -> None:
+    assert pick(candidates, "m", needs=["tools"]) == expected
+
+
+def test_who_serves_nothing_is_not_asked_for_anything() -> None:
+    nothing = Candidate(state="ready", models=())
+    assert pick([nothing, one()], None) == Pick(index=1)
+    assert pick([nothing], None) == UNAVAILABLE
+
+
 candidates_ = st.lists(
     st.builds(
         Candidate,
@@ -74,7 +98,7 @@ def test_who_is_picked_can_serve_and_nobody_fit_is_passed_over(
     fit = [
         index
         for index, one in enumerate(candidates)
-        if one.state == "ready" and (model is None or model in one.models)
+        if one.state == "ready" and (one.models if model is None else model in one.models)
     ]
     index = pick(candidates, model, avoid).index
     assert (index in fit) if fit else (index is None)

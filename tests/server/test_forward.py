@@ -96,8 +96,8 @@ async def test_an_admins_path_needs_leave(
     assert "--allow-admin" in answer.error["message"]
     assert answer.error["code"] == 403
     assert double.requests == []
-    double.on(path, answers(200, b"done"))
     opened = await gateway(double, allow_admin=True)
+    double.on(path, answers(200, b"done"))
     answer = await opened.ask(method, f"{path}?action=erase", BODY)
     assert (answer.status, answer.body) == (200, b"done")
     asked = double.requests[-1]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from conftest import Serve, Start
-from doubles.upstream import Double, answers, streams, told
-from tropilla.config import Config, UpstreamConfig
+from doubles.upstream import Double, answers, native_told, streams, told
+from tropilla.config import Config, ModelConfig, UpstreamConfig
 from tropilla.ir import ProblemError
+from tropilla.templates import Classic
 from tropilla.upstream import fleet as module
 from tropilla.upstream.fleet import Fleet
 
@@ -71,6 +73,151 @@ async def test_any_model_will_do_where_that_is_wanted(gateway: Serve, double: Do
     assert double.requests[0].json["model"] == "m"
 
 
+# What a config names.
+
+
+def model(*upstreams: UpstreamConfig, **more: Any) -> ModelConfig:
+    return ModelConfig(upstreams=upstreams, **more)
+
+
+async def test_a_named_model_has_its_aliases_and_its_name_there(
+    gateway: Serve, double: Double
+) -> None:
+    double.models = ("x", "org/real")
+    double.on(PATH, streams(*told("x")))
+    here = UpstreamConfig(url=double.url, model="org/real")
+    tropilla = await gateway(models={"chat": model(here, aliases=("gpt-4", "a/b"))})
+    for name in ("chat", "gpt-4", "a/b"):
+        answer = await tropilla.chat(model=name)
+        assert (answer.status, answer.json["model"]) == (200, name)
+        assert double.requests[-1].json["model"] == "org/real"
+    assert (await tropilla.chat(model="org/real")).status == 404
+    listed = (await tropilla.ask("GET", "/v1/models")).json["data"]
+    assert [card["id"] for card in listed] == ["a/b", "chat", "gpt-4"]
+    assert (await tropilla.ask("GET", "/v1/models/a%2Fb")).json["id"] == "a/b"
+
+
+@pytest.mark.parametrize(
+    ("there", "router", "asked"),
+    [
+        (("m",), False, "m"),  # a llama-server has one model, whatever it is called here
+        (("other", "chat"), False, "chat"),
+        (("other",), True, "chat"),  # a router may load what it does not list
+    ],
+)
+async def test_a_model_without_a_name_there(
+    gateway: Serve, double: Double, there: Any, router: Any, asked: str
+) -> None:
+    double.models = there
+    double.props |= {"role": "router"} if router else {}
+    double.on(PATH, streams(*told("x")))
+    tropilla = await gateway(models={"chat": model(UpstreamConfig(url=double.url))})
+    assert (await tropilla.chat(model="chat")).json["model"] == "chat"
+    assert double.requests[-1].json["model"] == asked
+
+
+async def test_a_server_of_several_models_is_one_server(gateway: Serve, double: Double) -> None:
+    double.models = ("a", "b")
+    double.on(PATH, streams(*told("x")))
+    one = UpstreamConfig(url=double.url)
+    tropilla = await gateway(models={"a": model(one), "b": model(one)}, upstreams=(one,))
+    assert len(tropilla.fleet.upstreams) == 1
+    for name in ("a", "b"):
+        assert (await tropilla.chat(model=name)).status == 200
+        assert double.requests[-1].json["model"] == name
+
+
+async def test_a_weight_is_a_share(gateway: Serve, doubles: Start) -> None:
+    light, heavy = await doubles(), await doubles()
+    for double in (light, heavy):
+        double.on(PATH, streams(*told("x")))
+    herd = model(
+        UpstreamConfig(url=light.url), UpstreamConfig(url=heavy.url, weight=3, model="elsewhere")
+    )
+    tropilla = await gateway(models={"m": herd})
+    for _ in range(8):
+        assert (await tropilla.chat()).status == 200
+    assert [len(light.requests), len(heavy.requests)] == [2, 6]
+    assert heavy.requests[-1].json["model"] == "elsewhere"
+
+
+async def test_headers_and_key_go_with_every_request(gateway: Serve, double: Double) -> None:
+    double.on(PATH, streams(*told("x")))
+    one = UpstreamConfig(url=double.url, api_key="k", headers={"X-Team": "herd"})
+    tropilla = await gateway(upstreams=(one,))
+    assert (await tropilla.chat()).status == 200
+    for exchange in (*double.requests, *double.probes):
+        assert exchange.headers["authorization"] == "Bearer k"
+        assert exchange.headers["x-team"] == "herd"
+
+
+@pytest.mark.parametrize("level", ["upstream", "model", "config"])
+async def test_a_template_may_stand_at_every_level(
+    gateway: Serve, double: Double, level: str
+) -> None:
+    double.on("/completion", streams(*native_told("x")))
+    mine, others = Classic(user_name="U:"), Classic(user_name="wrong")
+    upstream = UpstreamConfig(url=double.url, template=mine if level == "upstream" else None)
+    above = None if level == "config" else mine if level == "model" else others
+    tropilla = await gateway(
+        models={"m": model(upstream, template=above)},
+        template=mine if level == "config" else others,
+    )
+    assert (await tropilla.chat()).status == 200
+    assert "U:Hello!" in double.requests[-1].json["prompt"]
+
+
+async def test_what_no_server_of_a_model_can_do_is_told(gateway: Serve, doubles: Start) -> None:
+    blind, seeing = await doubles("a"), await doubles("b", "a")
+    blind.props["modalities"] = {"vision": False, "audio": False}
+    for double in (blind, seeing):
+        double.on(PATH, streams(*told("x")))
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    asked: Any = {"messages": [{"role": "user", "content": [image]}]}
+    tropilla = await gateway(blind, seeing)
+    for _ in range(3):
+        assert (await tropilla.chat(model="a", **asked)).status == 200
+    assert [len(blind.requests), len(seeing.requests)] == [0, 3]
+    tropilla = await gateway(blind)
+    answer = await tropilla.chat(model="a", **asked)
+    assert (answer.status, answer.error["param"]) == (400, "messages")
+    assert "--mmproj" in answer.error["message"]
+
+
+async def test_what_is_llama_cpps_own_goes_to_llama_cpp(gateway: Serve, doubles: Start) -> None:
+    other, llama = await doubles("m"), await doubles("m")
+    tropilla = await gateway(
+        models={
+            "m": model(
+                UpstreamConfig(url=other.url, dialect="openai"), UpstreamConfig(url=llama.url)
+            ),
+            "alone": model(UpstreamConfig(url=other.url, dialect="openai")),
+        }
+    )
+    llama.on("/tokenize", answers(200, b"{}"))
+    for _ in range(2):
+        assert (await tropilla.ask("POST", "/tokenize", {"model": "m"})).status == 200
+    assert other.requests == []
+    answer = await tropilla.ask("POST", "/tokenize", {"model": "alone"})
+    assert answer.status == 400
+    assert "llama.cpp's own" in answer.error["message"]
+
+
+async def test_a_model_is_passed_on_by_its_name_there(gateway: Serve, double: Double) -> None:
+    here = UpstreamConfig(url=double.url, model="real")
+    tropilla = await gateway(models={"chat": model(here)})
+    double.on("/tokenize", answers(200, b"{}"))
+    double.on("/props", answers(200, b"{}"))
+    body = {"content": "x", "model": "chat"}
+    assert (await tropilla.ask("POST", "/tokenize", body)).status == 200
+    assert double.requests[-1].json == body | {"model": "real"}
+    assert (await tropilla.ask("GET", "/props?model=chat&x=1")).status == 200
+    assert double.requests[-1].target == "/props?model=real&x=1"
+
+
+# Who is there, and who comes back.
+
+
 async def test_a_model_that_loads_is_waited_for(gateway: Serve, doubles: Start) -> None:
     one, two = await doubles("one"), await doubles("two")
     two.health = 503, b'{"error":{"code":503,"message":"Loading model"}}'
@@ -99,7 +246,7 @@ async def test_nobody_there_is_told_with_the_address(gateway: Serve, free_port: 
 
 
 async def test_what_is_no_llama_server_is_told(gateway: Serve, double: Double) -> None:
-    for path in ("/health", "/v1/models", "/props", "/model.json"):
+    for path in ("/health", "/v1/models", "/models", "/props", "/model.json"):
         double.on(path, answers(404, b"<html>", "text/html"))
     tropilla = await gateway(double, ready=False)
     answer = await tropilla.chat()
@@ -158,12 +305,25 @@ async def test_a_server_that_returns_with_another_model(gateway: Serve, double: 
     assert (await tropilla.chat(model="other")).status == 200
 
 
+async def test_a_server_that_changes_its_model_while_nobody_looks(
+    gateway: Serve, double: Double
+) -> None:
+    double.on(PATH, streams(*told("x")))
+    tropilla = await gateway(double)
+    double.models = ("other",)
+    tropilla.fleet.upstreams[0].recheck.set()
+    await tropilla.until(lambda: "other" in tropilla.fleet.models())
+    assert (await tropilla.chat()).status == 404
+    assert (await tropilla.chat(model="other")).status == 200
+
+
 async def test_a_lease_is_given_back_whatever_happens(double: Double) -> None:
     fleet = Fleet(Config(upstreams=(UpstreamConfig(url=double.url),)))
     await fleet.start()
     try:
-        async with fleet.lease("m") as upstream:
-            assert upstream.leases == 1
+        async with fleet.lease("m") as lease:
+            upstream = lease.upstream
+            assert (upstream.leases, lease.name, lease.there) == (1, "m", "m")
             with pytest.raises(ProblemError) as caught:
                 async with fleet.lease("none"):
                     pass

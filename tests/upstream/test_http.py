@@ -16,6 +16,7 @@ import pytest
 
 from conftest import Start
 from doubles.upstream import DEADLINE, Double, Exchange, answers, resets, streams
+from tropilla.config import TimeoutsConfig
 from tropilla.ir import ProblemError
 from tropilla.upstream import http
 from tropilla.upstream.http import Link
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def link(double: Double) -> AsyncIterator[Link]:
-    one = Link(double.url, api_key="upstreams")
+    one = Link(double.url, headers={"Authorization": "Bearer upstreams"})
     yield one
     await one.close()
 
@@ -133,8 +134,7 @@ async def test_tls_where_there_is_none(double: Double) -> None:
     await link.close()
 
 
-async def test_a_host_that_does_not_accept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "CONNECT_SECONDS", 0.05)
+async def test_a_host_that_does_not_accept() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         # A queue of connections that is full takes no other.
         stuffed = []
@@ -142,7 +142,8 @@ async def test_a_host_that_does_not_accept(monkeypatch: pytest.MonkeyPatch) -> N
             stuffed.append(sock := socket.socket())
             sock.setblocking(False)  # noqa: FBT003
             sock.connect_ex(full.getsockname())
-        link = Link(f"http://127.0.0.1:{full.getsockname()[1]}")
+        url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        link = Link(url, timeouts=TimeoutsConfig(connect=0.05))
         problem = await failure(link)
         for sock in stuffed:
             sock.close()
@@ -159,7 +160,7 @@ async def test_a_question_has_its_time(double: Double, link: Link) -> None:
 
 
 async def test_silence_has_its_time(double: Double) -> None:
-    link = Link(double.url, idle_seconds=0.02)
+    link = Link(double.url, timeouts=TimeoutsConfig(idle=0.02))
     double.on("/x", Exchange.head)
     problem = await failure(link)
     assert (problem.kind, problem.retryable) == ("timeout", False)

@@ -31,6 +31,8 @@ async def learn(double: Double) -> AsyncIterator[Any]:
         for name in ("health", "models", "props", "model_json"):
             path = {"models": "/v1/models", "model_json": "/model.json"}.get(name, f"/{name}")
             double.on(path, scripts.get(name, NONE))
+        for path in ("/models", "/no-such-path", "/completion"):
+            double.on(path, NONE)
         return await probe(link)
 
     yield learn
@@ -52,7 +54,8 @@ async def test_a_server_of_today(learn: Any) -> None:
     )
     assert list(traits.models) == ["org/m", "m"]
     assert traits.models["m"]["meta"] == {"n": 1}
-    assert (traits.chat, traits.build, traits.n_ctx, traits.slots) == (True, "b11549", 2048, 3)
+    assert (traits.chat, traits.build, traits.build_info) == (True, 11549, "b11549")
+    assert (traits.n_ctx, traits.slots) == (2048, 3)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +111,11 @@ async def test_who_cannot_serve(learn: Any, scripts: Any, kind: str, words: str)
     assert words in caught.value.problem.message
 
 
-async def test_no_token_is_asked_for(learn: Any, double: Double) -> None:
-    await learn(models=says({"data": [{"id": "m"}]}))
-    assert {exchange.method for exchange in (*double.requests, *double.probes)} == {"GET"}
+@pytest.mark.parametrize("build", ["b11549", "b4383", None])
+async def test_no_token_is_asked_for(learn: Any, double: Double, build: str | None) -> None:
+    await learn(models=says({"data": [{"id": "m"}]}), props=says({"build_info": build}))
+    asked = [one for one in (*double.requests, *double.probes) if one.method != "GET"]
+    assert {one.body for one in asked} <= {b"{}", b"{"}
 
 
 async def test_the_real_one(engine: str) -> None:

@@ -111,8 +111,8 @@ class Dialect(Protocol):
     def stream_renderer(self, request: Request, stamp: Stamp) -> StreamRenderer:
         """A renderer of the streamed answer."""
 
-    def parse_answer(self, body: Json) -> Answer:
-        """Read an unstreamed answer.
+    def parse_answer(self, body: Json, request: Request | None = None) -> Answer:
+        """Read an unstreamed answer; more of it where it is known what was asked.
 
         Raises:
             Malformed: it is not this dialect.

@@ -205,6 +205,8 @@ class _Parser(_streams.Parser):
         self._extras = extras
         self._open: set[int] = set()
         self._finals: dict[int, JsonObject] = {}
+        self._counts: dict[int, int] = {}
+        self._limit = request.max_tokens or math.inf  # 0 writes a token, too
         self._started = False
 
     def _frame(self, frame: Frame, events: list[Event]) -> None:
@@ -238,10 +240,20 @@ class _Parser(_streams.Parser):
         progress = None if final else self._progress(index, chunk)
         if progress is not None:
             events.append(progress)
-        elif content or not final:
+        elif (content or not final) and not self._beyond(index, chunk, final=final):
             self._delta(index, content, chunk, events, final=final)
         if final:
             self._end(index, chunk, events, told=bool(content))
+
+    def _beyond(self, index: int, chunk: JsonObject, *, final: bool) -> bool:
+        """Whether this is more than was asked for: before b1778 a server writes a token too many.
+
+        It counts right, and looks at the limit only from the fourth token on (#4798).
+        """
+        tokens = chunk.get("tokens")
+        count = self._counts.get(index, 0) + (len(tokens) if type(tokens) is list else not final)
+        self._counts[index] = count
+        return count > self._limit
 
     def _progress(self, index: int, chunk: JsonObject) -> Progress | None:
         match chunk.get("prompt_progress"):
@@ -288,6 +300,8 @@ class _Parser(_streams.Parser):
         self._close(index, events)
         self._finals[index] = chunk
         reason, word = _read_stop(chunk)
+        if self._counts.get(index, 0) > self._limit:
+            reason, word = "length", None
         probabilities = chunk.get("completion_probabilities")
         events.append(
             ChoiceEnded(
@@ -388,7 +402,7 @@ def _logprob_of(token: str, prob: float) -> TokenLogprob:
     return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
 
 
-def parse_answer(body: Json) -> Answer:
+def parse_answer(body: Json, request: Request | None = None) -> Answer:
     """Read an unstreamed native answer: one object, or a list of them."""
     finals = body if type(body) is list else [body]
     choices, by_index = [], {}
@@ -417,7 +431,9 @@ def parse_answer(body: Json) -> Answer:
     if not choices:
         raise Malformed("The upstream's answer is empty.")
     return Answer(
-        choices=distinct(choices), usage=_usage(by_index, 1), timings=_last_timings(by_index)
+        choices=distinct(choices),
+        usage=_usage(by_index, request.n if request else 1),
+        timings=_last_timings(by_index),
     )
 
 

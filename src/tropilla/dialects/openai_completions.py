@@ -314,7 +314,7 @@ class _Parser(_streams.Parser):
             self._close(index, events)
 
 
-def parse_answer(body: Json) -> Answer:
+def parse_answer(body: Json, request: Request | None = None) -> Answer:  # noqa: ARG001 - it tells all
     """Read an unstreamed completion."""
     match body:
         case {"choices": [_, *_] as choices}:

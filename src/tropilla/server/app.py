@@ -128,7 +128,6 @@ class Gateway:
                 request,
                 origin,
                 fleet=self._fleet,
-                template=self._config.template,
                 reply=reply,
             ),
         )

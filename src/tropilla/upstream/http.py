@@ -21,11 +21,10 @@ import aiohttp
 import msgspec
 import yarl
 
+from tropilla.config import TimeoutsConfig
 from tropilla.ir import JsonObject, Problem, ProblemError
 
-CONNECT_SECONDS = 5.0
-IDLE_SECONDS = 600.0
-"""The longest silence of an upstream, in seconds: a long prompt is read in silence."""
+_DEFAULT_TIMEOUTS = TimeoutsConfig()
 
 MAX_WHOLE = 64 * 1024 * 1024
 """Bytes of an answer that is wanted whole."""
@@ -127,18 +126,25 @@ class _Unix(_Knowing, aiohttp.UnixConnector):
 class Link:
     """A client of one server. `url` is http(s)://[user:password@]host[:port][/base] or unix:///path.
 
-    A password is sent, and never shown: `url` goes without.
+    A password is sent, and never shown: `url` goes without. `headers` go with every request.
     """
 
     def __init__(
-        self, url: str, *, api_key: str | None = None, idle_seconds: float = IDLE_SECONDS
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeouts: TimeoutsConfig = _DEFAULT_TIMEOUTS,
     ) -> None:
-        shown, self._authorization = _apart(url.rstrip("/"))
+        shown, authorization = _apart(url.rstrip("/"))
         self.url = shown
-        if api_key:
-            self._authorization = f"Bearer {api_key}"
+        self._headers = {"Accept-Encoding": "identity", "User-Agent": "tropilla"}
+        if authorization:
+            self._headers["Authorization"] = authorization
+        self._headers |= headers or {}
+        self._connect_seconds = timeouts.connect
         self._timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=CONNECT_SECONDS, sock_read=idle_seconds
+            total=None, sock_connect=timeouts.connect, sock_read=timeouts.idle
         )
         self._base = "http://localhost" if url.startswith("unix://") else self.url
         self._urls: dict[str, yarl.URL] = {}
@@ -154,12 +160,9 @@ class Link:
             else:
                 connector = _Tcp(limit=0, keepalive_timeout=_KEEP_SECONDS)
             self._given_used = connector.given_used
-            headers = {"Accept-Encoding": "identity", "User-Agent": "tropilla"}
-            if self._authorization:
-                headers["Authorization"] = self._authorization
             self._session = aiohttp.ClientSession(
                 connector=connector,
-                headers=headers,
+                headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 max_line_size=65536,
@@ -225,7 +228,9 @@ class Link:
                 # the end there is a new one.
                 closed = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
                 if not closed or asyncio.current_task() not in self._given_used:
-                    raise ProblemError(_no_answer(self.url, error)) from error
+                    raise ProblemError(
+                        _no_answer(self.url, error, self._connect_seconds)
+                    ) from error
 
     async def ask(
         self, method: str, path: str, body: JsonObject | None = None, seconds: float | None = 10.0
@@ -258,11 +263,11 @@ def _apart(url: str) -> tuple[str, str | None]:
     return f"{scheme}://{host}{slash}{path}", f"Basic {encoded}"
 
 
-def _no_answer(url: str, error: Exception) -> Problem:
+def _no_answer(url: str, error: Exception, connect_seconds: float) -> Problem:
     match error:
         case aiohttp.ConnectionTimeoutError():
             why = (
-                f"The upstream {url} cannot be reached: it did not answer in {CONNECT_SECONDS:g} s."
+                f"The upstream {url} cannot be reached: it did not answer in {connect_seconds:g} s."
             )
         case TimeoutError():
             return Problem(

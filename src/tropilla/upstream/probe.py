@@ -1,21 +1,94 @@
 """What kind of server is this, and can it serve? Asked cheaply, without generating a token.
 
-A probe reads three documents at most and believes none of them: a server is whatever answered.
+A probe reads a few documents and believes none of them: a server is whatever answered. What a
+server says of its build is taken; of one that says nothing, the oldest build is assumed that
+fits what it shows. Where only a refusal tells what a server can do, it is asked something that
+it must refuse.
 """
 
 from __future__ import annotations
 
+import re
+from typing import Literal, NamedTuple, TypeAlias
+
 import msgspec
 
-from tropilla.dialects import _problems
-from tropilla.ir import Json, JsonObject, Problem, ProblemError, Traits
+from tropilla.dialects import _problems, afs
+from tropilla.ir import Json, JsonObject, Problem, ProblemError, Traits, UpstreamDialect
 from tropilla.upstream.http import Link
 
+Asked: TypeAlias = UpstreamDialect | Literal["auto"]
+
 _SECONDS = 5.0
+_EMPTY, _BROKEN = b"{}", b"{"
+_OF_JSON = {"Content-Type": "application/json"}
 
 
-async def alive(link: Link) -> None:
-    """Return if the server can serve.
+class _Document(NamedTuple):
+    """The answer to a question: an empty object where it was none."""
+
+    status: int
+    json: JsonObject
+
+
+async def probe(link: Link, dialect: Asked = "auto", known: Traits | None = None) -> Traits:
+    """Learn what a live server serves; `known` is what the last probe learned of it.
+
+    Raises:
+        ProblemError: it cannot serve, or is not a server of models at all.
+    """
+    if dialect == "auto":
+        dialect = afs.dialect_at(link.url) or "auto"
+    if dialect == "afs":
+        return await _probe_afs(link)
+    if dialect == "openai":
+        return await _probe_openai(link)
+    health = await _alive(link)
+    models, props = await _read(link, "/v1/models"), await _read(link, "/props")
+    if props.status in {401, 403} or models.status in {401, 403}:
+        raise ProblemError(_refused(link))
+    if dialect == "auto":
+        old = await _old_model(link, props.json) if not _cards(models.json) else None
+        if not (old or _looks_like_llamacpp(models, props)):
+            return await _probe_openai(link, maybe=True)
+    return await _probe_llamacpp(link, health, models, props, known)
+
+
+def _refused(link: Link) -> Problem:
+    return Problem(
+        kind="upstream_failed",
+        message=f"The upstream {link.url} wants an API key: give it with --upstream-api-key, "
+        "or as its api_key in the config.",
+    )
+
+
+def _strange(link: Link, what: str = "a llama.cpp server") -> Problem:
+    return Problem(
+        kind="upstream_failed",
+        message=f"{link.url} answers, but not as {what} does: is the address right?",
+    )
+
+
+async def _read(link: Link, path: str) -> _Document:
+    status, body = await link.ask("GET", path, seconds=_SECONDS)
+    try:
+        document: Json = msgspec.json.decode(body) if status == 200 else None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return _Document(0, {})
+    return _Document(status, document if type(document) is dict else {})
+
+
+async def _provoke(link: Link, path: str, body: bytes) -> tuple[int, bytes]:
+    """Ask for something that no server can do, to hear how it refuses."""
+    async with link.send("POST", path, body, _OF_JSON, seconds=_SECONDS) as answer:
+        return answer.status, await answer.whole()
+
+
+# llama.cpp.
+
+
+async def _alive(link: Link) -> int:
+    """Return if the server can serve, with the status of its `/health`.
 
     Servers before b1809 have no `/health`: any HTTP answer but 503 is a sign of life.
 
@@ -23,63 +96,182 @@ async def alive(link: Link) -> None:
         ProblemError: it cannot; of kind `loading` while it loads its model.
     """
     status, body = await link.ask("GET", "/health", seconds=_SECONDS)
-    if status == 503:
+    # From b2178 to b2213 a server without a free slot says 503 too.
+    if status == 503 and b"no slot available" not in body:
         problem = _problems.parse(status, body)
         raise ProblemError(msgspec.structs.replace(problem, kind="loading", retryable=True))
     if status in {401, 403}:
         raise ProblemError(_refused(link))
-    if status >= 500:
+    if status >= 500 and status != 503:
         raise ProblemError(_problems.parse(status, body))
+    return status
 
 
-async def probe(link: Link) -> Traits:
-    """Learn what a live server serves.
+def _looks_like_llamacpp(models: _Document, props: _Document) -> bool:
+    """Every llama-server has /props; a proxy may hide it, and the list of models names its kind."""
+    owners = {card.get("owned_by") for card in _cards(models.json).values()}
+    return bool(props.json) or "llamacpp" in owners or (models.status == 200 and not owners)
+
+
+async def _probe_llamacpp(
+    link: Link, health: int, models: _Document, props: _Document, known: Traits | None
+) -> Traits:
+    cards = _cards(models.json)
+    if not cards:
+        old = await _old_model(link, props.json)
+        if old is None and models.status != 200 and not props.json:
+            raise ProblemError(_strange(link))
+        cards = {old or "default": {}}
+    settings = props.json.get("default_generation_settings")
+    settings = settings if type(settings) is dict else {}
+    modalities = props.json.get("modalities")
+    modalities = modalities if type(modalities) is dict else {}
+    traits = Traits(
+        models=cards,
+        chat=models.status == 200,
+        build=await _build(link, health, models.status, props.json),
+        build_info=_text(props.json.get("build_info")),
+        router=props.json.get("role") == "router",
+        n_ctx=_number(settings.get("n_ctx")),
+        slots=_number(props.json.get("total_slots")),
+        template=_text(props.json.get("chat_template")),
+        eos=_text(props.json.get("eos_token")),
+        vision=_flag(modalities.get("vision")),
+        audio=_flag(modalities.get("audio")),
+    )
+    if known is not None and _same(known, traits):
+        abilities = {name: getattr(known, name) for name in _ASKED_FOR}
+    else:
+        abilities = await _abilities(link, traits)
+    return msgspec.structs.replace(traits, **abilities)
+
+
+def _same(known: Traits, traits: Traits) -> bool:
+    names = ("models", "build_info", "n_ctx", "slots", "template")
+    ids = [{**{n: getattr(one, n) for n in names}, "models": list(one.models)}
+           for one in (known, traits)]  # fmt: skip
+    return ids[0] == ids[1]
+
+
+_SHOWN_BY = (
+    # A key of /props, and the build that brought it.
+    ("is_sleeping", 7492),
+    ("modalities", 5331),
+    ("bos_token", 4599),
+    ("build_info", 4383),
+    ("model_path", 4285),
+    ("chat_template", 3328),
+    ("total_slots", 2086),
+    ("default_generation_settings", 2067),
+)
+_NUMBER_OF_BUILD = re.compile(r"b(\d{3,9})\b")
+
+
+async def _build(link: Link, health: int, models: int, props: JsonObject) -> int:
+    """The oldest build that a server can be."""
+    told = _NUMBER_OF_BUILD.match(_text(props.get("build_info")) or "")
+    if told:
+        return int(told[1])
+    if props.get("role") == "router":
+        return 7218
+    shown = next((build for key, build in _SHOWN_BY if key in props), 0)
+    if shown >= 2400:
+        return shown
+    if models != 200:
+        return 0
+    status, body = await link.ask("GET", "/no-such-path", seconds=_SECONDS)
+    if status == 404 and body.lstrip().startswith(b"{"):
+        return 2400  # errors are JSON
+    return max(shown, 1809 if health != 404 else 1561)
+
+
+_ASKED_FOR = ("tools", "embeddings", "rerank", "infill")
+
+
+async def _abilities(link: Link, traits: Traits) -> dict[str, bool | None]:
+    """What a server can do beside chat, by how it refuses a request that asks for nothing.
+
+    Servers before b4383 may take such a request seriously: of them only their age is known.
 
     Raises:
-        ProblemError: it cannot serve, or is not a server of models at all.
+        ProblemError: it wants a key.
     """
-    await alive(link)
-    status, models = await _document(link, "/v1/models")
-    if status in {401, 403}:
-        raise ProblemError(_refused(link))
-    _, props = await _document(link, "/props")
-    settings = props.get("default_generation_settings")
-    settings = settings if type(settings) is dict else {}
-    cards = _cards(models)
-    if not cards:
-        old = await _old_model(link, props)
-        if old is None and status != 200 and not props:
-            raise ProblemError(
-                Problem(
-                    kind="upstream_failed",
-                    message=f"{link.url} answers, but not as a llama.cpp server does: "
-                    "is the address right?",
-                )
+    found: dict[str, bool | None] = dict.fromkeys(_ASKED_FOR)
+    # With tools, a server before b7170 has to be started with --jinja.
+    found["tools"] = True if traits.build >= 7170 else None if traits.build >= 4599 else False
+    if traits.router:
+        return found
+    if traits.build < 4383:
+        found["rerank"] = None if traits.build >= 3838 else False
+        if traits.chat and traits.build < 3898:
+            # Only what generates is locked there (since b1643), and looks at the key first.
+            status, _ = await _provoke(link, "/completion", _BROKEN)
+            if status == 401:
+                raise ProblemError(_refused(link))
+        return found
+    for name, path in _REFUSING.items():
+        status, _ = await _provoke(link, path, _EMPTY)
+        if status in {400, 501}:
+            found[name] = status == 400
+    return found
+
+
+_REFUSING = {"embeddings": "/v1/embeddings", "rerank": "/v1/rerank", "infill": "/infill"}
+
+
+async def _old_model(link: Link, props: JsonObject) -> str | None:
+    """The model's file name: `/props` has it since b4285, `/model.json` had it before b2084."""
+    path = _text(props.get("model_path"))
+    if path is None:
+        path = _text((await _read(link, "/model.json")).json.get("model"))
+    if path is None:
+        return None
+    name = path.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".gguf")
+    return name or None
+
+
+# Others.
+
+
+async def _probe_openai(link: Link, *, maybe: bool = False) -> Traits:
+    """A server that speaks OpenAI's API alone; `maybe` says that this is a guess."""
+    for v1, path in ((True, "/v1/models"), (False, "/models")):
+        status, body = await link.ask("GET", path, seconds=_SECONDS)
+        if status in {401, 403}:
+            raise ProblemError(_refused(link))
+        if status == 503 or status >= 500:
+            raise ProblemError(_problems.parse(status, body))
+        document = await _read(link, path) if status == 200 else _Document(status, {})
+        cards = _cards(document.json)
+        if cards:
+            return Traits(dialect="openai", models=cards, chat=True, v1=v1, tokenizes=False)
+    if maybe:
+        raise ProblemError(_strange(link))
+    # Some have no list of models: what the config names is served, below a path if it has one.
+    v1 = "/" not in link.url.partition("://")[2]
+    return Traits(dialect="openai", chat=True, v1=v1, tokenizes=False)
+
+
+async def _probe_afs(link: Link) -> Traits:
+    """A deployment of AFS: it has neither `/health` nor a list of models."""
+    for chat, path in ((True, afs.CONVERSATION), (False, afs.GENERATE)):
+        status, body = await _provoke(link, path, _EMPTY)
+        if status in {401, 403}:
+            message = (
+                f"AFS at {link.url} refused the key ({status}): its api_key in the config has "
+                "to be the key of this service (X-API-KEY)."
             )
-        cards = {old or "default": {}}
-    return Traits(
-        models=cards,
-        chat=status == 200,
-        build=_text(props.get("build_info")),
-        n_ctx=_number(settings.get("n_ctx")),
-        slots=_number(props.get("total_slots")),
-    )
+            raise ProblemError(Problem(kind="upstream_failed", message=message))
+        if status >= 500:
+            raise ProblemError(_problems.parse(status, body))
+        if status not in {404, 405} and not 300 <= status < 400:
+            if body.lstrip().startswith(b"<"):
+                break
+            return Traits(dialect="afs", chat=chat, tokenizes=False, rerank=False)
+    raise ProblemError(_strange(link, "AFS"))
 
 
-def _refused(link: Link) -> Problem:
-    return Problem(
-        kind="upstream_failed",
-        message=f"The upstream {link.url} wants an API key: give it with --upstream-api-key.",
-    )
-
-
-async def _document(link: Link, path: str) -> tuple[int, JsonObject]:
-    status, body = await link.ask("GET", path, seconds=_SECONDS)
-    try:
-        document: Json = msgspec.json.decode(body) if status == 200 else None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return 0, {}
-    return status, document if type(document) is dict else {}
+# Reading.
 
 
 def _cards(models: JsonObject) -> dict[str, JsonObject]:
@@ -95,21 +287,13 @@ def _cards(models: JsonObject) -> dict[str, JsonObject]:
     return cards
 
 
-async def _old_model(link: Link, props: JsonObject) -> str | None:
-    """The model's file name: `/props` has it since b4285, `/model.json` had it before b2084."""
-    path = _text(props.get("model_path"))
-    if path is None:
-        _, settings = await _document(link, "/model.json")
-        path = _text(settings.get("model"))
-    if path is None:
-        return None
-    name = path.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".gguf")
-    return name or None
-
-
 def _text(value: Json) -> str | None:
     return value if type(value) is str and value else None
 
 
 def _number(value: Json) -> int | None:
     return value if type(value) is int and value > 0 else None
+
+
+def _flag(value: Json) -> bool | None:
+    return value if type(value) is bool else None

@@ -9,20 +9,32 @@ No deployment was at hand when this was written: what AFS does is known from its
 and from its public clients. What neither proves is read tolerantly, and docs/afs.md marks it.
 
 `request` reads and says what is asked, `parse` reads what an upstream answers (`leaks` finds the
-calls in its text), and `render` says it to a client.
+calls in its text), `render` says it to a client, and `address` knows where it is served.
 """
 
 from tropilla.dialects import Route
 from tropilla.dialects._openai import CONTENT_TYPE
+from tropilla.dialects.afs.address import credentials, dialect_at
 from tropilla.dialects.afs.parse import parse_answer, parse_problem, stream_parser
 from tropilla.dialects.afs.render import PING, render_answer, render_problem, stream_renderer
-from tropilla.dialects.afs.request import NAME, PATHS, parse_request, render_request
+from tropilla.dialects.afs.request import (
+    CONVERSATION,
+    GENERATE,
+    NAME,
+    PATHS,
+    parse_request,
+    render_request,
+)
 
 __all__ = [
     "CONTENT_TYPE",
+    "CONVERSATION",
+    "GENERATE",
     "NAME",
     "PING",
     "ROUTES",
+    "credentials",
+    "dialect_at",
     "parse_answer",
     "parse_problem",
     "parse_request",

@@ -54,12 +54,16 @@ _OPENAI = {"id", "object", "created", "system_fingerprint"}
 
 
 def stream_parser(request: Request, *, extras: bool) -> _Parser:
-    """A parser of streamed flat objects; it looks for leaked calls where calls are expected."""
-    chat = request.input
-    calls = isinstance(chat, Chat) and bool(chat.tools)
-    if isinstance(chat, Chat) and chat.tool_choice is not None:
-        calls = calls and chat.tool_choice.mode != "none"
-    return _Parser(extras=extras, leaks=Leaks() if calls else None)
+    """A parser of streamed flat objects."""
+    return _Parser(extras=extras, leaks=_leaks_for(request))
+
+
+def _leaks_for(request: Request | None) -> Leaks | None:
+    """Leaked calls are looked for where calls are expected."""
+    chat = request.input if request else None
+    if not isinstance(chat, Chat) or not chat.tools:
+        return None
+    return None if chat.tool_choice and chat.tool_choice.mode == "none" else Leaks()
 
 
 class _Said(NamedTuple):
@@ -378,12 +382,12 @@ def _read_usage(chunk: JsonObject) -> Usage | None:
 # A whole answer.
 
 
-def parse_answer(body: Json) -> Answer:
+def parse_answer(body: Json, request: Request | None = None) -> Answer:
     """Read an unstreamed answer: what has no text and no call is none, whatever its status."""
     if type(body) is not dict:
         raise Malformed("The upstream's answer is not an object.")
     try:
-        answer = fold(_Parser(extras=True, leaks=None).whole(body))
+        answer = fold(_Parser(extras=True, leaks=_leaks_for(request)).whole(body))
     except ProblemError as error:
         raise Malformed(error.problem.message) from None
     told = body.get("choices") or type(body.get("generated_text")) is str

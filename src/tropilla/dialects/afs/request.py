@@ -32,9 +32,9 @@ from tropilla.ir import (
 
 NAME = "afs"
 
-_CONVERSATION, _GENERATE = "/models/conversation", "/models/generate"
+CONVERSATION, GENERATE = "/models/conversation", "/models/generate"
 _INFILLING = "/models/text_infilling"
-PATHS = (_CONVERSATION, _GENERATE, _INFILLING)
+PATHS = (CONVERSATION, GENERATE, _INFILLING)
 
 _HOLE = "<FILL_ME>"
 _MOST_STOPS = 4
@@ -62,9 +62,9 @@ def parse_request(body: JsonObject, path: str) -> Request:
     parameters = Fields(fields.object("parameters") or {}, "parameters")
     asked: Chat | Completion | Infill
     functions = False
-    if path.endswith(_CONVERSATION):
+    if path.endswith(CONVERSATION):
         asked, functions = _parse_chat(fields)
-    elif path.endswith(_GENERATE):
+    elif path.endswith(GENERATE):
         asked = Completion(prompts=(fields.required("inputs"),))
     else:
         asked = _parse_infill(fields.required("inputs"))
@@ -275,10 +275,10 @@ def render_request(request: Request, traits: Traits) -> Wire:  # noqa: ARG001 - 
         body["model"] = request.model
     match request.input:
         case Chat() as chat:
-            path = _CONVERSATION
+            path = CONVERSATION
             body |= _render_chat(chat, dropped, functions=mark is not None, own=own)
         case Completion(prompts=(str(prompt),)):
-            path, body["inputs"] = _GENERATE, prompt
+            path, body["inputs"] = GENERATE, prompt
         case Completion():
             raise _unsayable("prompt", "AFS continues one prompt of text at a time.")
         case Infill() as hole:

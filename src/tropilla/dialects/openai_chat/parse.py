@@ -321,7 +321,7 @@ def _logprobs_of(value: Json) -> list[JsonObject] | None:
 # An upstream's whole answer.
 
 
-def parse_answer(body: Json) -> Answer:
+def parse_answer(body: Json, request: Request | None = None) -> Answer:  # noqa: ARG001 - it tells all
     """Read an unstreamed chat completion."""
     match body:
         case {"choices": [_, *_] as choices}:

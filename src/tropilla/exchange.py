@@ -1,0 +1,306 @@
+"""One request put to one upstream, and its answer as events, whatever it looks like.
+
+What an upstream does badly it does badly here, and nowhere else: a server that answers whole
+though it was asked to stream, one that has no free slot and does not let requests wait, one that
+gives one answer where several are wanted. An answer always ends in a terminal event. Leaving an
+exchange before its end closes the upstream's connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Protocol, Self
+
+import msgspec
+
+from tropilla import ir
+from tropilla.dialects import Dialect
+from tropilla.dialects._openai import decode, sum_usages
+from tropilla.framing import SseFramer
+from tropilla.ir import (
+    Completion,
+    Event,
+    Failed,
+    Finished,
+    Json,
+    JsonObject,
+    Malformed,
+    Problem,
+    ProblemError,
+    Request,
+    Started,
+    Traits,
+    Usage,
+)
+from tropilla.upstream.fleet import Upstream
+from tropilla.upstream.http import Incoming
+
+_JSON = {"Content-Type": "application/json"}
+
+_QUEUES = 1915
+"""The build since which a request waits for a free slot in the server (#5018)."""
+
+BUSY = Problem(
+    kind="unavailable",
+    message="The server had no free slot, and does not let requests wait.",
+    code="no_free_slot",
+    retry_after=1,
+)
+"""What old servers say in many ways when all their slots are taken."""
+_BUSY_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, *[0.5] * 58)
+"""How long to wait before each further try, half a minute in all: a newer server queues."""
+
+
+class Exchange(Protocol):
+    """An answer on its way."""
+
+    dropped: tuple[str, ...]
+    """The knobs that the upstream cannot honour."""
+
+    async def __aenter__(self) -> Self:
+        """Ask; the upstream has begun to answer when this is entered.
+
+        Raises:
+            ProblemError: it refused, or gave no answer.
+        """
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give up what is not complete."""
+
+    async def next(self) -> tuple[list[Event], bool]:
+        """The events of the next piece; and whether the upstream said that it lives."""
+
+
+def exchange(upstream: Upstream, back: Dialect, request: Request, *, extras: bool) -> Exchange:
+    """A request to be put to an upstream.
+
+    Raises:
+        Malformed: of kind `unsupported`, when the upstream cannot be asked this.
+    """
+    parts = _split(request, upstream.traits)
+    asked = [_Single(upstream, back, part, extras=extras) for part in parts]
+    return asked[0] if len(asked) == 1 else _Several(asked, request.n)
+
+
+def _split(request: Request, traits: Traits) -> list[Request]:
+    """The request, or one for each of its choices where the upstream gives but one answer.
+
+    llama.cpp has `n` since b7308, up to the number of its slots, and has read every list of
+    prompts right since b4402 (`/v1/completions`, #10974).
+    """
+    match request.input:
+        case Completion(prompts=prompts) if len(prompts) > 1:
+            several = True
+        case _:
+            several, prompts = False, ()
+    match traits.dialect:
+        case "llamacpp":
+            n_fits = traits.build >= 7308 and request.n <= (traits.slots or request.n)
+            fits = (n_fits or request.n == 1) and (traits.build >= 4402 or not several)
+        case "afs":
+            fits = request.choices == 1
+        case _:
+            fits = True
+    if fits:
+        return [request]
+    asked = [
+        msgspec.structs.replace(request, input=Completion(prompts=(prompt,)), n=1)
+        for prompt in prompts
+    ] or [msgspec.structs.replace(request, n=1)]
+    return [_seeded(one, number) for one in asked for number in range(request.n)]
+
+
+def _seeded(request: Request, number: int) -> Request:
+    """The same request with a seed of its own: equal ones would give equal answers."""
+    seed = request.knobs.seed
+    if seed is None or seed < 0 or number == 0:
+        return request
+    knobs = msgspec.structs.replace(request.knobs, seed=seed + number)
+    return msgspec.structs.replace(request, knobs=knobs)
+
+
+class _Single:
+    """One request, one answer."""
+
+    def __init__(
+        self, upstream: Upstream, back: Dialect, request: Request, *, extras: bool
+    ) -> None:
+        self._upstream = upstream
+        self._back = back
+        self._request = request
+        self._extras = extras
+        self._wire = back.render_request(request, upstream.traits)
+        self._body = _encoded(self._wire.body)
+        self._parser = back.stream_parser(request, extras=extras)
+        self._framer = SseFramer()
+        self._stack = AsyncExitStack()
+        self._answer: Incoming | None = None
+        self._first = b""
+        self._over = False
+        self.dropped = self._wire.dropped
+
+    async def __aenter__(self) -> Self:
+        for pause in (*_BUSY_SECONDS, None):
+            try:
+                await self._open()
+            except ProblemError as error:
+                await self._stack.aclose()
+                if error.problem != BUSY or pause is None:
+                    raise
+                await asyncio.sleep(pause)
+            except BaseException:
+                await self._stack.aclose()
+                raise
+            else:
+                break
+        return self
+
+    async def _open(self) -> None:
+        traits = self._upstream.traits
+        path = self._wire.path if traits.v1 else self._wire.path.removeprefix("/v1")
+        sent = self._upstream.link.send("POST", path, self._body, _JSON)
+        self._answer = answer = await self._stack.enter_async_context(sent)
+        old = traits.llamacpp and traits.build < _QUEUES
+        if answer.status != 200:
+            raise ProblemError(await self._refusal(answer, path, old=old))
+        if old and _streams(answer):
+            self._first = await answer.read()
+            # Without a free slot: an empty stream before b1542, an `error:` line since then.
+            if not self._first or b'"slot unavailable"' in self._first:
+                raise ProblemError(BUSY)
+
+    async def _refusal(self, answer: Incoming, path: str, *, old: bool) -> Problem:
+        problem = self._back.parse_problem(answer.status, await answer.whole())
+        if answer.status in {404, 501}:
+            # b1496 has one answer for "no free slot" and for "no such path": but where there is
+            # no path, there is nobody to mind JSON that is broken.
+            if old:
+                async with self._upstream.link.send("POST", path, b"{", _JSON, 60) as other:
+                    if other.status != 404:
+                        return BUSY
+            # It is another server than it was: what it can do now, a probe tells.
+            self._upstream.recheck.set()
+        return problem
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._over and kind is None and self._answer is not None:
+            await self._answer.finish()
+        await self._stack.aclose()
+
+    async def next(self) -> tuple[list[Event], bool]:
+        events, alive = await self._next()
+        self._over = bool(events) and isinstance(events[-1], Finished | Failed)
+        return events, alive
+
+    async def _next(self) -> tuple[list[Event], bool]:
+        answer = self._answer
+        assert answer is not None, "an exchange is entered before it is read"  # noqa: S101
+        try:
+            if not _streams(answer):
+                # It was asked to stream, and answered all the same.
+                body = decode(await answer.whole())
+                _check(body, self._back)
+                told = self._back.parse_answer(body, self._request)
+                return list(ir.unfold(told, extras=self._extras)), False
+            piece, self._first = self._first or await answer.read(), b""
+            if piece:
+                frames = self._framer.feed(piece)
+                return self._parser.feed(frames), bool(frames)
+            return self._parser.feed(self._framer.end()) + self._parser.end(), False
+        except Malformed as error:
+            problem = Problem(kind="upstream_failed", message=error.problem.message, retryable=True)
+        except ProblemError as error:
+            problem = error.problem
+        return self._parser.abort(problem), False
+
+
+def _streams(answer: Incoming) -> bool:
+    return answer.content_type.lower().startswith("text/event-stream")
+
+
+def _encoded(body: JsonObject) -> bytes:
+    try:
+        return msgspec.json.encode(body)
+    except RecursionError:
+        # What could just be read cannot be written from here, deeper in the program.
+        raise Malformed("The JSON of the body is nested too deeply.") from None
+
+
+def _check(body: Json, back: Dialect) -> None:
+    """Some servers tell of an error with the status 200.
+
+    Raises:
+        ProblemError: this is one.
+    """
+    error = body.get("error") if type(body) is dict else None
+    if error:
+        code = error.get("code") if type(error) is dict else None
+        status = code if type(code) is int and 400 <= code < 600 else 500
+        raise ProblemError(back.parse_problem(status, msgspec.json.encode(body)))
+
+
+class _Several:
+    """Several answers of an upstream that gives one at a time: asked for one after the other."""
+
+    def __init__(self, parts: list[_Single], n: int) -> None:
+        self._parts = parts
+        self._n = n
+        self._now = 0
+        self._usages: list[Usage] = []
+        self.dropped = parts[0].dropped
+
+    async def __aenter__(self) -> Self:
+        await self._parts[0].__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._parts[self._now].__aexit__(kind, error, trace)
+
+    async def next(self) -> tuple[list[Event], bool]:
+        batch, alive = await self._parts[self._now].next()
+        events = [_renumbered(event, self._now) for event in batch]
+        if self._now:
+            events = [event for event in events if not isinstance(event, Started)]
+        if batch and isinstance(end := batch[-1], Finished):
+            if end.usage is not None:
+                self._usages.append(end.usage)
+            if self._now + 1 < len(self._parts):
+                events.pop()
+                return events + await self._go_on(), True
+            whole = len(self._usages) == len(self._parts)
+            usage = sum_usages(self._usages, self._n) if whole else None
+            events[-1] = msgspec.structs.replace(end, usage=usage)
+        return events, alive
+
+    async def _go_on(self) -> list[Event]:
+        part = self._parts[self._now]
+        await part.__aexit__(None, None, None)
+        self._now += 1
+        try:
+            await self._parts[self._now].__aenter__()
+        except ProblemError as error:
+            return [Failed(problem=error.problem)]
+        return []
+
+
+def _renumbered(event: Event, choice: int) -> Event:
+    if isinstance(event, Started | Finished | Failed):
+        return event
+    return msgspec.structs.replace(event, choice=choice)
