@@ -15,7 +15,7 @@ LOCKED := install --require-hashes --only-binary :all: --requirement
 unexport PIP_REQUIRE_VIRTUALENV PIP_USER PIP_TARGET PIP_PREFIX PYTHONPATH PYTHONHOME
 
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check clients lock clean
+.PHONY: help install serve test matrix check clients lock clean
 
 help: ## List these
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ serve: .venv/.serve ## Set up, then serve a tiny model on http://127.0.0.1:8081 
 
 test: .venv/.dev ## Set up, then run the tests (ARGS="-k stream": some of them)
 	@exec $(BIN)/python -m pytest $(ARGS)
+
+matrix: .venv/.dev ## Try every client dialect over every kind of server; writes docs/matrix.md
+	@TROPILLA_WRITE_MATRIX=1 exec $(BIN)/python -m pytest tests/matrix $(ARGS)
 
 check: .venv/.dev ## Formatting, lint, types, and who may import whom
 	$(BIN)/ruff format --check .

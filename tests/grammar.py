@@ -25,9 +25,12 @@ from tropilla.ir import (
     Request,
     Started,
     TokenLogprob,
+    Traits,
     Usage,
 )
 
+TODAY = Traits(chat=True, build=11549)
+"""A llama.cpp server that knows everything."""
 STAMP = Stamp(unique="u", created=1, model="asked")
 CUT = Problem(kind="upstream_failed", message="The connection broke.")
 

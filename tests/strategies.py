@@ -6,6 +6,7 @@ it back gives it again; so the laws compare with `==` and no excuses.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Any, NamedTuple
 
 from hypothesis import HealthCheck, Phase, settings
@@ -152,10 +153,12 @@ _amounts = st.floats(-100, 100) | st.integers(-100, 100)
 _bias_tokens = st.integers(0, 2**20) | some.filter(lambda text: not text.isdecimal())
 _token_ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=4)
 _call_parts = st.builds(ir.ToolCall, id=some, name=some, arguments=words, extras=unknown)
+_encoded = st.binary(min_size=1, max_size=6).map(lambda data: b64encode(data).decode())
+_data_url = "data:image/png;base64,{}".format
 _content = st.one_of(
     st.builds(ir.Text, text=words, extras=unknown),
-    st.builds(ir.Image, url=some, detail=maybe(some), extras=unknown),
-    st.builds(ir.Audio, data=some, format=some, extras=unknown),
+    st.builds(ir.Image, url=_encoded.map(_data_url), detail=maybe(some), extras=unknown),
+    st.builds(ir.Audio, data=_encoded, format=some, extras=unknown),
     st.builds(
         ir.Opaque,
         dialect=st.just("openai_chat"),

@@ -165,8 +165,8 @@ COPIED: dict[str, Any] = {
 }  # fmt: skip
 ASKED = COPIED | {"max_tokens": 12, "logit_bias": {"15043": -2.5, "13": 3}, "stop": ["END", "##"]}
 SENT = COPIED | {
-    "n_predict": 12, "logit_bias": [[15043, -2.5], [13, 3]], "stop": ["</s>", "END", "##"],
-    "n_keep": -1, "cache_prompt": True, "stream": True, "model": NAME,
+    "n_predict": 12, "logit_bias": [[15043, -2.5], [13, 3]], "n_keep": -1, "cache_prompt": True,
+    "stream": True, "model": NAME,
 }  # fmt: skip
 
 
@@ -198,15 +198,14 @@ def test_the_server_is_always_asked_to_stream(
     tropilla.post(path, body | {"stream": stream})
     prompt = PROMPT if body is CHAT else SEED_PROMPT
     assert old.last() == {
-        "prompt": prompt, "stop": ["</s>"], "n_keep": -1, "cache_prompt": True, "stream": True,
-        "model": NAME,
+        "prompt": prompt, "n_keep": -1, "cache_prompt": True, "stream": True, "model": NAME,
     }  # fmt: skip
 
 
 @BOTH
 def test_null_is_absent(tropilla: Client, old: Llama, path: str, body: Any) -> None:
     tropilla.post(path, body | dict.fromkeys([*ASKED, "stream", "tokenize", "model"]))
-    assert old.last().keys() == {"prompt", "stop", "n_keep", "cache_prompt", "stream", "model"}
+    assert old.last().keys() == {"prompt", "n_keep", "cache_prompt", "stream", "model"}
 
 
 def test_the_server_is_told_that_it_gets_json(tropilla: Client, old: Llama) -> None:
@@ -219,8 +218,19 @@ def test_the_server_is_told_that_it_gets_json(tropilla: Client, old: Llama) -> N
 def test_a_string_stop_is_one_stop(tropilla: Client, old: Llama) -> None:
     old.says = ["THE ", "E", "ND"]
     answer = tropilla.post("/v1/completions", COMPLETION | {"stop": "END"})
-    assert old.last()["stop"] == ["</s>", "END"]
     assert answer.choice["text"] == "THE "
+    # Until b4410 or so a server loses text around stop words: they are looked for here.
+    assert "stop" not in old.last()
+
+
+def test_what_a_token_says_before_a_stop_word_is_told(tropilla: Client, old: Llama) -> None:
+    old.says = ["Well", ".\n\n", "USER: more"]
+    for stream in (False, True):
+        asked = COMPLETION | {"stop": ["\n\n", "USER:"], "stream": stream}
+        answer = tropilla.post("/v1/completions", asked)
+        choices = [chunk["choices"][0] for chunk in answer.chunks] if stream else [answer.choice]
+        assert "".join(choice["text"] for choice in choices) == "Well."
+        assert choices[-1]["finish_reason"] == "stop"
 
 
 @BOTH
@@ -270,14 +280,15 @@ def test_a_server_without_chat_gets_the_classic_template(auto: Client, old: Llam
     assert answer.choice["message"]["content"] == " I'm fine."
     assert old.paths == ["/completion"]
     assert old.last()["prompt"] == PROMPT
-    assert old.last()["stop"] == ["</s>"]
+    old.says = ["Fine.", "</s>", "USER: x"]
+    assert auto.post("/v1/chat/completions", CHAT).choice["message"]["content"] == "Fine."
 
 
 def test_a_server_with_chat_makes_the_prompt_itself() -> None:
     with llama(chat=True) as double, gateway(double.url) as client:
         answer = client.post("/v1/chat/completions", CHAT)
         assert answer.choice["message"]["content"] == " I'm fine."
-        assert double.paths == ["/v1/chat/completions"]
+        assert double.paths[0] == "/v1/chat/completions"
         assert double.last(double.paths[0])["messages"] == [USER]
 
 
@@ -290,10 +301,10 @@ def test_the_classic_template_is_used_for_any_server_if_it_is_chosen() -> None:
 def test_raw_text_gets_the_stop_text_only_with_the_classic_template(
     auto: Client, gateways: dict[str, Client], old: Llama
 ) -> None:
-    auto.post("/v1/completions", COMPLETION | {"stop": ["END"]})
-    assert old.last()["stop"] == ["END"]
-    gateways["classic"].post("/v1/completions", COMPLETION | {"stop": ["END"]})
-    assert old.last()["stop"] == ["</s>", "END"]
+    old.says = ["a</s>", "bEND", "c"]
+    asked = COMPLETION | {"stop": ["END"]}
+    assert auto.post("/v1/completions", asked).choice["text"] == "a</s>b"
+    assert gateways["classic"].post("/v1/completions", asked).choice["text"] == "a"
 
 
 @pytest.mark.parametrize(
@@ -440,7 +451,9 @@ def test_a_text_stream(tropilla: Client, old: Llama) -> None:
     chunks = answer.chunks
     assert {chunk["object"] for chunk in chunks} == {"text_completion"}
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
-    assert "".join(choice["text"] for choice in choices) == " I'm fine. I"  # of b1496's one too many
+    assert (
+        "".join(choice["text"] for choice in choices) == " I'm fine. I"
+    )  # of b1496's one too many
     assert choices[-1]["finish_reason"] == "length"
 
 
@@ -597,7 +610,7 @@ def test_a_server_that_never_has_a_free_slot_is_told_of(
     monkeypatch: pytest.MonkeyPatch,
     stream: bool,  # noqa: FBT001
 ) -> None:
-    monkeypatch.setattr(exchange, "_BUSY_SECONDS", (0.01,))
+    monkeypatch.setattr(exchange, "BUSY_SECONDS", (0.01,))
     old.busy = 9
     answer = tropilla.post("/v1/completions", COMPLETION | {"stream": stream})
     assert (answer.status, answer.error["code"]) == (503, "no_free_slot")

@@ -17,8 +17,9 @@ import pytest
 from doubles.llama_b1496 import NAME, SEED_IDS, SEED_PROMPT, Llama, llama
 from test_api_like_oai import BOTH, COMPLETION, PREFIX, Client
 from test_templates import SEED_PROMPT as CONVERSATION
-from tropilla.cli import _config, serve
+from tropilla.cli import serve
 from tropilla.config import Config, ConfigError, UpstreamConfig
+from tropilla.config.load import Loaded
 from tropilla.templates import Classic
 
 ROOT = Path(__file__).parents[1]
@@ -30,10 +31,10 @@ PAGE = ROOT / "docs" / "api_like_OAI.md"
 
 def told(monkeypatch: pytest.MonkeyPatch, *flags: str) -> Config:
     """What `tropilla serve` makes of these flags."""
-    monkeypatch.delenv("TROPILLA_API_KEY", raising=False)
     monkeypatch.setattr(sys, "argv", ["tropilla", "serve", *flags])
-    with serve.make_context("serve", list(flags)) as context:
-        return _config(**context.params)
+    with serve.command.make_context("serve", list(flags)) as context:
+        given = {name: value for name, value in context.params.items() if name != "config_file"}
+        return serve.with_flags(Loaded(Config()), **given)
 
 
 def test_every_flag_of_the_script(monkeypatch: pytest.MonkeyPatch) -> None:

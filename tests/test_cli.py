@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 
 from tropilla import __version__
 from tropilla.cli import main
-from tropilla.config import TINY_MODEL, Config
+from tropilla.config import TINY_MODEL, TINY_NAME, Config
 from tropilla.server import run
 from tropilla.templates import Classic
 
@@ -68,7 +68,8 @@ def test_the_version_loads_nothing_that_serves() -> None:
         "from tropilla.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "print([m for m in ('aiohttp', 'uvicorn', 'asyncio', 'msgspec') if m in sys.modules])"
+        "heavy = ('aiohttp', 'uvicorn', 'asyncio', 'msgspec', 'yaml')\n"
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE, check=True
@@ -147,15 +148,162 @@ def test_started_as_the_script_was(monkeypatch: pytest.MonkeyPatch, spelled: lis
     assert told(monkeypatch, "--user-name", "U: ").template == Classic(user_name="U: ")
 
 
+# The config file.
+
+SETTINGS = """\
+listen: localhost:1
+api_keys: [of-the-file]
+models: {m: {upstreams: "http://u:hunter2@h:1", aliases: [a]}}
+template: {stop: E, user_name: U}
+any_model: true
+allow_admin: true
+max_body: 9
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "t.yaml"
+    path.write_text(SETTINGS)
+    return path
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory of the test's own."""
+    path = tmp_path / "here"
+    path.mkdir()
+    monkeypatch.chdir(path)
+    return path
+
+
+def test_a_config_file(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    config = told(monkeypatch, "--config", str(file))
+    assert (config.listen, config.api_keys) == ("localhost:0", ("of-the-file",))
+    assert list(config.models) == ["m"]
+    assert config.template == Classic(stop="E", user_name="U")
+    assert (config.any_model, config.allow_admin, config.max_body) == (True, True, 9)
+    assert told(monkeypatch, env={"TROPILLA_CONFIG": str(file)}) == config
+
+
+def test_the_file_of_the_working_directory(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    assert told(monkeypatch).models == {}
+    (here / "tropilla.yaml").write_text(SETTINGS)
+    assert list(told(monkeypatch).models) == ["m"]
+    assert told(monkeypatch, "--config", os.devnull).models == {}
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(
+    monkeypatch: pytest.MonkeyPatch, file: Path
+) -> None:
+    env = {
+        "TROPILLA_CONFIG": str(file), "TROPILLA_API_KEY": "of-the-environment",
+        "TROPILLA_LISTEN": "127.0.0.1:2", "TROPILLA_ALLOW_ADMIN": "false",
+        "TROPILLA_TEMPLATE": "auto",
+    }  # fmt: skip
+    config = told(monkeypatch, env=env)
+    assert (config.listen, config.api_keys) == ("127.0.0.1:0", ("of-the-environment",))
+    assert (config.template, config.allow_admin, config.any_model) == (None, False, True)
+    config = told(
+        monkeypatch, "--host", "localhost", "--api-key", "of-a-flag", "--allow-admin",
+        "--no-any-model", "--template", "classic", env=env,
+    )  # fmt: skip
+    assert (config.listen, config.api_keys) == ("localhost:0", ("of-a-flag",))
+    assert (config.template, config.allow_admin, config.any_model) == (Classic(), True, False)
+    assert list(config.models) == ["m"]
+
+
+def test_what_flags_leave_alone(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    path = str(file)
+    assert told(monkeypatch, "--config", path, "--api-key", "").api_keys == ()
+    config = told(monkeypatch, "--config", path, "--user-name", "V")
+    assert config.template == Classic(stop="E", user_name="V")
+    config = told(monkeypatch, "--config", path, "--user-name", "V", "--template", "classic")
+    assert config.template == Classic(user_name="V")
+    assert told(monkeypatch, "--config", path, "--template", "auto").template is None
+
+
+def test_flags_that_say_what_is_served_take_the_place_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, file: Path
+) -> None:
+    config = told(monkeypatch, "--config", str(file), "--upstream", "g", "--upstream-api-key", "u")
+    assert [(one.url, one.api_key) for one in config.upstreams] == [("http://g", "u")]
+    assert (config.models, config.max_body) == ({}, 9)
+    config = told(monkeypatch, "--config", str(file), "--model", "/x/a-7b.gguf")
+    assert (config.models, config.upstreams, config.engine.name) == ({}, (), "a-7b")
+
+
+def test_the_engine_of_the_file_and_flags(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    file.write_text("engine: {name: mine, slots: 2, ctx_size: 512, threads: 3}")
+    engine = told(monkeypatch, "--config", str(file), "--threads", "0", "--slots", "7").engine
+    assert (engine.name, engine.slots, engine.ctx_size, engine.threads) == ("mine", 7, 512, 0)
+    assert engine.model == TINY_MODEL
+
+
+def test_the_key_of_the_upstreams_wants_upstreams(file: Path, monkeypatch: Any) -> None:
+    arguments = ["serve", "--config", str(file), "--upstream-api-key", "hunter2"]
+    monkeypatch.setattr(sys, "argv", ["tropilla", *arguments])
+    result = cli(*arguments)
+    assert result.exit_code == 2
+    assert "--upstream-api-key goes with --upstream" in result.output
+    assert "hunter2" not in result.output
+
+
+def test_serve_tells_all_that_is_wrong_with_a_file(file: Path) -> None:
+    file.write_text("modles: {}\nlisten: 1\n")
+    result = cli("serve", "--config", str(file))
+    assert result.exit_code == 1
+    assert result.output.splitlines() == [
+        f"{file}:1:1: modles: there is no such setting (did you mean models?).",
+        f"{file}:2:9: listen: must be HOST:PORT, as 127.0.0.1:8081, not a whole number.",
+    ]
+    result = cli("serve", "--config", str(file.parent / "none.yaml"))
+    assert (result.exit_code, "No such file" in result.output) == (1, True)
+
+
+def test_config_check(file: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = cli("config", "check", str(file))
+    assert (result.exit_code, result.output) == (0, f"{file} is fine: 1 model, 1 upstream.\n")
+    result = cli("config", "check")
+    assert (result.exit_code, "no tropilla.yaml here" in result.output) == (2, True)
+    (here / "tropilla.yaml").write_text("engine: {slots: 1}\n")
+    result = cli("config", "check")
+    assert result.output == f"tropilla.yaml is fine: the engine serves {TINY_NAME}.\n"
+    monkeypatch.setenv("TROPILLA_CONFIG", str(file))
+    assert cli("config", "check").output.startswith(str(file))
+    file.write_text("models: {a: [h, g], b: [h]}\nupstreams: [h, i]\n")
+    assert cli("config", "check").output == f"{file} is fine: 2 models, 3 upstreams.\n"
+    file.write_text("any_model: 1\nmax_body: x\n")
+    result = cli("config", "check")
+    assert (result.exit_code, len(result.output.splitlines())) == (1, 2)
+
+
+def test_config_show(file: Path) -> None:
+    result = cli("config", "show", str(file))
+    assert result.exit_code == 0
+    assert f"# From {file}" in result.output
+    assert "max_body: 9" in result.output
+    assert "hunter2" not in result.output
+    assert "of-the-file" not in result.output
+
+
+def test_config_schema() -> None:
+    result = cli("config", "schema")
+    assert result.exit_code == 0
+    assert msgspec.json.decode(result.output)["properties"]["listen"]["type"] == "string"
+
+
 # The real thing.
 
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def serving(
+    *arguments: str, cwd: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """A real `tropilla serve`, its address and its banner."""
     command = [sys.executable, "-m", "tropilla", "serve", "--port", "0", *arguments]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd
     ) as process:
         try:
             banner = ""
@@ -299,3 +447,34 @@ def test_an_upstream_that_is_not_there_is_told(free_port: int) -> None:
         _, errors = process.communicate(timeout=DEADLINE)
     assert "cannot be reached" in errors
     assert "Traceback" not in errors
+
+
+def test_models_of_a_file_are_served_by_their_names(tmp_path: Path, free_port: int) -> None:
+    (tmp_path / "tropilla.yaml").write_text(f"""\
+models:
+  mine:
+    aliases: [gpt-4o]
+    upstreams: {{url: "http://u:hunter2@127.0.0.1:{free_port}", weight: 2, api_key: hunter2}}
+upstreams: 127.0.0.1:{free_port}
+api_keys: k
+""")
+    with serving(cwd=tmp_path) as (process, address, banner):
+        assert f"\n  mine (also gpt-4o): http://***@127.0.0.1:{free_port} (weight 2)\n" in banner
+        assert f"\n  http://127.0.0.1:{free_port}\n" in banner
+        assert "Its settings are from tropilla.yaml." in banner
+        assert "hunter2" not in banner
+        assert ask(address, "POST", "/v1/chat/completions", CHAT | {"model": "gpt-4o"})[0] == 503
+        assert ask(address, "POST", "/v1/chat/completions", CHAT | {"model": "x"})[0] == 404
+        process.terminate()
+        _, errors = process.communicate(timeout=DEADLINE)
+    assert "hunter2" not in errors
+
+
+def test_the_engine_of_a_file_is_served_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text("engine: {name: mine}")
+    with serving("--config", "t.yaml", cwd=tmp_path) as (process, address, banner):
+        assert "  mine: the embedded llama.cpp engine, 4 slots" in banner
+        status, body = ask(address, "POST", "/v1/chat/completions", CHAT | {"model": "mine"})
+        assert (status, msgspec.json.decode(body)["model"]) == (200, "mine")
+        process.terminate()
+        process.communicate(timeout=DEADLINE)

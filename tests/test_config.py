@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tropilla.config import TINY_MODEL, Config, ConfigError, read_keys, read_url
+from tropilla.config import (
+    TINY_MODEL,
+    Config,
+    ConfigError,
+    read_keys,
+    read_listen,
+    read_url,
+    shown_url,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,11 +56,59 @@ def test_an_address_as_people_write_it(text: str, url: str) -> None:
         ("http://[::1", "no address"),
         ("http://h/?key=1", "ends with its path"),
         ("http://h/#x", "ends with its path"),
+        ("unix://", "names no socket"),
     ],
 )
 def test_what_is_no_address(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         read_url(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://u:hunter2@h:x",
+        "http://u:hunter2/@h",
+        "http://u:a@hunter2@h:x",
+        "ftp://u:hunter2@h",
+        "u:hunter2@h:99999",
+        "https://h/?key=hunter2",
+        "http://[u:hunter2@h",
+    ],
+)
+def test_a_password_is_in_no_complaint(text: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_url(text)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://h:1/a@b", "http://h:1/a@b"),
+        ("http://u:p@h:1/a@b", "http://***@h:1/a@b"),
+        ("https://u:p@q@h", "https://***@h"),
+        ("unix:///run/a@b.sock", "unix:///run/a@b.sock"),
+        ("u:p@h", "***@h"),
+    ],
+)
+def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
+
+
+@pytest.mark.parametrize(
+    "text", ["127.0.0.1:0", "[::1]:8081", "localhost:65535", "[fe80::1%eth0]:1"]
+)
+def test_an_address_to_listen_on(text: str) -> None:
+    assert read_listen(f" {text} ") == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "h", ":1", "::1:1", "[::1]", "h:65536", "h:-1", "h:x", "a b:1"]
+)
+def test_what_nobody_can_listen_on(text: str) -> None:
+    with pytest.raises(ConfigError, match="not HOST:PORT"):
+        read_listen(text)
 
 
 def test_keys_of_flags_and_of_a_file(key_file: Path) -> None:

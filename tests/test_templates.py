@@ -36,7 +36,7 @@ def chat(*messages: dict[str, Any], **fields: Any) -> Request:
 
 
 def prompt_of(*messages: dict[str, Any], template: Classic | None = None) -> str:
-    flat = flatten(chat(*messages), template or Classic())
+    flat, _ = flatten(chat(*messages), template or Classic())
     assert isinstance(flat.input, Completion)
     (prompt,) = flat.input.prompts
     assert isinstance(prompt, str)
@@ -89,7 +89,7 @@ def test_only_the_assistants_turns_get_the_stop_text() -> None:
 
 
 def test_an_empty_stop_puts_none_behind_a_turn_and_asks_for_none() -> None:
-    flat = flatten(chat(*SEED_MESSAGES, stop=["END"]), Classic(stop=""))
+    flat, _ = flatten(chat(*SEED_MESSAGES, stop=["END"]), Classic(stop=""))
     assert flat.stop == ("END",)
     assert prompt_of(*SEED_MESSAGES, template=Classic(stop="")) == SEED_PROMPT.replace("</s>", "")
 
@@ -161,7 +161,7 @@ def test_tools_are_refused() -> None:
 
 def test_no_tools_are_no_reason_to_refuse() -> None:
     request = chat({"role": "user", "content": "q"}, tools=[], tool_choice="none")
-    assert isinstance(flatten(request, Classic()).input, Completion)
+    assert isinstance(flatten(request, Classic()).request.input, Completion)
 
 
 @pytest.mark.parametrize(
@@ -182,18 +182,18 @@ def test_the_templates_stop_comes_before_the_clients(
         request = chat({"role": "user", "content": "q"}, stop=stop)
     else:
         request = openai_completions.parse_request({"prompt": "q", "stop": stop}, "/completions")
-    assert flatten(request, Classic()).stop == expected
+    assert flatten(request, Classic()).request.stop == expected
 
 
 def test_the_stop_of_the_template_is_unescaped() -> None:
     request = chat({"role": "user", "content": "q"})
-    assert flatten(request, Classic(stop=r"\nUSER:")).stop == ("\nUSER:",)
+    assert flatten(request, Classic(stop=r"\nUSER:")).request.stop == ("\nUSER:",)
 
 
 @pytest.mark.parametrize("prompt", ["raw text", [1, 2], ["one", "two"]])
 def test_raw_text_stays_what_it_is(prompt: Any) -> None:
     request = openai_completions.parse_request({"prompt": prompt}, "/completions")
-    assert flatten(request, Classic()).input == request.input
+    assert flatten(request, Classic()).request.input == request.input
 
 
 def test_everything_but_the_messages_and_the_stop_stays_what_it_is() -> None:
@@ -201,6 +201,6 @@ def test_everything_but_the_messages_and_the_stop_stays_what_it_is() -> None:
         {"role": "user", "content": "q"}, model="m", temperature=0.5, max_tokens=7, stream=True,
         seed=3, logit_bias={"5": 1}, tokenize=True,
     )  # fmt: skip
-    flat = flatten(request, Classic())
+    flat, _ = flatten(request, Classic())
     kept = ("dialect", "model", "stream", "n", "max_tokens", "knobs", "logit_bias", "tokenize")
     assert [getattr(flat, name) for name in kept] == [getattr(request, name) for name in kept]

@@ -34,13 +34,17 @@ from tropilla.ir import (
     Traits,
     Usage,
 )
+from tropilla.stops import Stops
 from tropilla.upstream.fleet import Upstream
 from tropilla.upstream.http import Incoming
 
 _JSON = {"Content-Type": "application/json"}
 
-_QUEUES = 1915
+QUEUES = 1915
 """The build since which a request waits for a free slot in the server (#5018)."""
+
+_STOPS_WELL = 4410
+"""The build since which nothing is lost around a stop word (#9867, #10997)."""
 
 BUSY = Problem(
     kind="unavailable",
@@ -49,7 +53,7 @@ BUSY = Problem(
     retry_after=1,
 )
 """What old servers say in many ways when all their slots are taken."""
-_BUSY_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, *[0.5] * 58)
+BUSY_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, *[0.5] * 58)
 """How long to wait before each further try, half a minute in all: a newer server queues."""
 
 
@@ -107,7 +111,8 @@ def _split(request: Request, traits: Traits) -> list[Request]:
         case "afs":
             fits = request.choices == 1
         case _:
-            fits = True
+            # Many read `n`; a list of prompts only a few.
+            fits = not several
     if fits:
         return [request]
     asked = [
@@ -136,7 +141,12 @@ class _Single:
         self._back = back
         self._request = request
         self._extras = extras
-        self._wire = back.render_request(request, upstream.traits)
+        self._stops: Stops | None = None
+        traits = upstream.traits
+        if request.stop and traits.llamacpp and traits.build < _STOPS_WELL:
+            self._stops = Stops(request.stop)
+            request = msgspec.structs.replace(request, stop=())
+        self._wire = back.render_request(request, traits)
         self._body = _encoded(self._wire.body)
         self._parser = back.stream_parser(request, extras=extras)
         self._framer = SseFramer()
@@ -147,7 +157,7 @@ class _Single:
         self.dropped = self._wire.dropped
 
     async def __aenter__(self) -> Self:
-        for pause in (*_BUSY_SECONDS, None):
+        for pause in (*BUSY_SECONDS, None):
             try:
                 await self._open()
             except ProblemError as error:
@@ -167,7 +177,7 @@ class _Single:
         path = self._wire.path if traits.v1 else self._wire.path.removeprefix("/v1")
         sent = self._upstream.link.send("POST", path, self._body, _JSON)
         self._answer = answer = await self._stack.enter_async_context(sent)
-        old = traits.llamacpp and traits.build < _QUEUES
+        old = traits.llamacpp and traits.build < QUEUES
         if answer.status != 200:
             raise ProblemError(await self._refusal(answer, path, old=old))
         if old and _streams(answer):
@@ -178,6 +188,8 @@ class _Single:
 
     async def _refusal(self, answer: Incoming, path: str, *, old: bool) -> Problem:
         problem = self._back.parse_problem(answer.status, await answer.whole())
+        if answer.retry_after is not None:
+            problem = msgspec.structs.replace(problem, retry_after=answer.retry_after)
         if answer.status in {404, 501}:
             # b1496 has one answer for "no free slot" and for "no such path": but where there is
             # no path, there is nobody to mind JSON that is broken.
@@ -185,8 +197,7 @@ class _Single:
                 async with self._upstream.link.send("POST", path, b"{", _JSON, 60) as other:
                     if other.status != 404:
                         return BUSY
-            # It is another server than it was: what it can do now, a probe tells.
-            self._upstream.recheck.set()
+            self._upstream.doubt()
         return problem
 
     async def __aexit__(
@@ -195,12 +206,15 @@ class _Single:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._over and kind is None and self._answer is not None:
+        cut = self._stops is not None and self._stops.hit
+        if self._over and not cut and kind is None and self._answer is not None:
             await self._answer.finish()
         await self._stack.aclose()
 
     async def next(self) -> tuple[list[Event], bool]:
         events, alive = await self._next()
+        if self._stops is not None:
+            events = self._stops.feed(events)
         self._over = bool(events) and isinstance(events[-1], Finished | Failed)
         return events, alive
 

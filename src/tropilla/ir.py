@@ -109,6 +109,8 @@ class Tool(Value, frozen=True, kw_only=True):
     parameters: JsonObject | None = None
     strict: bool | None = None
     extras: JsonObject = {}
+    beside: JsonObject = {}
+    """What stands beside the function, where a wire has place for that."""
 
 
 class ToolChoice(Value, frozen=True, kw_only=True):
@@ -386,6 +388,9 @@ class Malformed(ProblemError):  # noqa: N818 - a name for what was read, not for
 UpstreamDialect: TypeAlias = Literal["llamacpp", "openai", "afs"]
 """What an upstream speaks: llama.cpp's API with OpenAI's beside it, OpenAI's alone, or AFS's."""
 
+Tokenizer: TypeAlias = Literal["vllm", "llama-cpp-python"]
+"""Whose way to count tokens a server has, where that is not llama.cpp's."""
+
 
 class Traits(Value, frozen=True, kw_only=True):
     """What a probe learned of an upstream; the defaults are the oldest llama.cpp server's.
@@ -413,6 +418,12 @@ class Traits(Value, frozen=True, kw_only=True):
     eos: str | None = None
     tokenizes: bool = True
     """It has llama.cpp's `/tokenize`."""
+    tokenizer: Tokenizer | None = None
+    strict: bool = False
+    """It is OpenAI's own, or Azure's: it refuses fields that it does not know, and the limit of a
+    chat is `max_completion_tokens`."""
+    tells_usage: bool = True
+    """Its streams can be asked for usage (`stream_options`)."""
     tools: bool | None = None
     vision: bool | None = None
     audio: bool | None = None

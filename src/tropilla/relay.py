@@ -21,7 +21,9 @@ from urllib.parse import parse_qsl, quote, urlencode
 import msgspec
 
 from tropilla import dialects, ir, templates
+from tropilla.counting import Counted
 from tropilla.dialects import Dialect, Stamp
+from tropilla.dialects._ages import chat_tells
 from tropilla.dialects._openai import decode
 from tropilla.exchange import BUSY, Exchange, exchange
 from tropilla.herd.balance import Ability
@@ -78,18 +80,37 @@ async def generate(
     """
     needs = _needs(request)
     failed: Upstream | None = None
+    limit: ProblemError | None = None
     while True:
         async with fleet.lease(request.model, failed, needs) as lease:
+            if limit is not None and lease.upstream is failed:
+                raise limit  # it has just said that it was asked too often
             try:
                 await _attempt(front, request, origin, lease, reply)
             except ProblemError as error:
+                if not reply.started and _minds_options(lease.upstream, error.problem):
+                    continue
                 if error.problem.kind in {"unavailable", "loading"} and error.problem != BUSY:
                     fleet.lost(lease.upstream, error.problem)
                 if reply.started or not error.problem.retryable or failed is not None:
                     raise
                 failed = lease.upstream
+                limit = error if error.problem.kind == "limited" else None
             else:
                 return
+
+
+def _minds_options(upstream: Upstream, problem: Problem) -> bool:
+    """Whether this is an old server (vLLM before 0.4.3) that refuses to be asked for usage.
+
+    It is not asked for it again, until a probe looks at it anew: it may have been replaced.
+    """
+    traits = upstream.traits
+    told = f"{problem.param} {problem.message}"
+    if not traits.tells_usage or problem.kind != "malformed" or "stream_options" not in told:
+        return False
+    upstream.traits = msgspec.structs.replace(traits, tells_usage=False)
+    return True
 
 
 def _needs(request: Request) -> list[Ability]:
@@ -114,17 +135,17 @@ async def _attempt(
     front: Dialect, request: Request, origin: Origin, lease: Lease, reply: Reply
 ) -> None:
     upstream, traits = lease.upstream, lease.upstream.traits
-    stamp = Stamp(origin.unique, origin.created, request.model or lease.name)
+    stamp = Stamp(origin.unique, origin.created, request.model or lease.name, traits.n_ctx)
     wanted = msgspec.structs.replace(request, model=lease.there)
-    template = lease.template
-    if template is None and isinstance(request.input, Chat) and not traits.chat:
-        template = _own_template(traits)
+    template = lease.template or _own_template(request, traits)
+    lost: tuple[str, ...] = ()
     if template is not None and front.NAME != "llamacpp":
-        wanted = flatten(wanted, template)
-    if traits.llamacpp and not traits.chat:
-        _refuse_unknown_to_old(wanted)
+        wanted, lost = flatten(wanted, template)
     back = _back_for(wanted, traits)
-    asked = exchange(upstream, back, wanted, extras=back.NAME == front.NAME)
+    asked = Counted(
+        exchange(upstream, back, wanted, extras=back.NAME == front.NAME), upstream, wanted
+    )
+    asked.dropped = (*lost, *asked.dropped)
     ids = await _prompt_ids(wanted, upstream) if request.tokenize and not request.stream else None
     async with asked as answer:
         if request.stream:
@@ -133,25 +154,16 @@ async def _attempt(
             await _whole(front, request, stamp, answer, reply, ids)
 
 
-def _own_template(traits: Traits) -> Template:
-    """A server without a chat of its own: asked with its template, or as the script asked it."""
-    if traits.template is None:
-        return Classic()
-    return templates.compiled("the server's template", traits.template, eos=traits.eos or "")
+def _own_template(request: Request, traits: Traits) -> Template | None:
+    """The template for a server whose chat is not there, or cannot tell what is wanted.
 
-
-def _refuse_unknown_to_old(request: Request) -> None:
-    """Refuse what a server before b1561 would misread, or ignore without a word.
-
-    Raises:
-        Malformed: of kind `unsupported`.
+    That is the one it tells of; one that tells of none is asked as the script asked it.
     """
-    if request.format is not None and request.format.kind != "text":
-        raise Malformed(
-            "The server is so old that it cannot be held to a format.",
-            param="response_format",
-            kind="unsupported",
-        )
+    if not isinstance(request.input, Chat) or (traits.chat and chat_tells(request, traits)):
+        return None
+    if traits.template is None:
+        return None if traits.chat else Classic()
+    return templates.compiled("the server's template", traits.template, eos=traits.eos or "")
 
 
 def _back_for(request: Request, traits: Traits) -> Dialect:
@@ -232,6 +244,10 @@ def _headers(answer: Exchange) -> dict[str, str]:
 
 async def _prompt_ids(request: Request, upstream: Upstream) -> list[int]:
     """The token ids of the final prompt, as the upstream counts them."""
+    if not upstream.traits.tokenizes:
+        raise Malformed(
+            "The upstream has no tokenizer that can be asked.", param="tokenize", kind="unsupported"
+        )
     match request.input:
         case Chat():
             wire = dialects.named("openai_chat").render_request(request, upstream.traits)

@@ -255,6 +255,12 @@ def test_an_answer_of_status_200_can_be_a_failure(body: Json, message: str) -> N
     assert refused.value.problem.message == message
 
 
+KEY_REFUSED = (
+    "AFS refused this gateway's own key (401): its api_key in the config has to be the key of "
+    "this service."
+)
+
+
 @pytest.mark.parametrize(
     ("status", "body", "kind", "message", "param"),
     [
@@ -263,8 +269,9 @@ def test_an_answer_of_status_200_can_be_a_failure(body: Json, message: str) -> N
          "malformed", "parameters.temperature: too low", "parameters.temperature"),
         (400, {"detail": "Input is too long."}, "malformed", "Input is too long.", None),
         (429, {"message": "Rate limit."}, "limited", "Rate limit.", None),
-        (401, {"error": "Bad key."}, "upstream_failed",
-         "The upstream refused this gateway's own key (401): Bad key.", None),
+        # Who shows the key, is not quoted.
+        (401, {"error": "Bad key: k-123."}, "upstream_failed",
+         KEY_REFUSED, None),
         (500, {"error": {"message": "Boom."}}, "upstream_failed", "Boom.", None),
         (503, {"detail": "Busy."}, "unavailable", "Busy.", None),
     ],
@@ -277,6 +284,20 @@ def test_refusals(status: int, body: Json, kind: str, message: str, param: str |
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{", b'{"detail":[]}', b"\xff"])
 def test_a_refusal_may_be_anything(body: bytes) -> None:
     assert afs.parse_problem(502, body).kind == "upstream_failed"
+    assert "api_key in the config" in afs.parse_problem(403, body).message
+
+
+def test_what_is_over_a_limit_may_be_asked_elsewhere() -> None:
+    problem = afs.parse_problem(429, b'{"detail":"Slow down."}')
+    assert (problem.kind, problem.retryable) == ("limited", True)
+    told = failure(heard({"error": {"code": 429, "message": "Slow down."}}))
+    assert (told.kind, told.retryable) == ("limited", True)
+
+
+def test_a_key_that_a_stream_shows_is_not_passed_on() -> None:
+    told = failure(heard(flat("a"), {"error": {"code": 401, "message": "Bad key: k-123."}}))
+    assert "k-123" not in told.message
+    assert "api_key in the config" in told.message
 
 
 def test_the_deployments_of_2023() -> None:

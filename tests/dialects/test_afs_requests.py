@@ -23,6 +23,7 @@ from dialects.afs.told import (
     said,
     with_parameters,
 )
+from grammar import TODAY
 from tropilla import dialects, ir
 from tropilla.dialects import afs
 from tropilla.ir import (
@@ -40,7 +41,6 @@ from tropilla.ir import (
     Tool,
     ToolCall,
     ToolChoice,
-    Traits,
 )
 
 # Where a client finds it.
@@ -247,7 +247,7 @@ def test_a_conversation_with_calls_in_the_old_form() -> None:
         ToolCall(id="call_1", name="get_weather", arguments=CALL.arguments),
     )  # fmt: skip
     assert (result.role, result.tool_call_id) == ("tool", "call_1")
-    chat = dialects.named("openai_chat").render_request(request, Traits(chat=True))
+    chat = dialects.named("openai_chat").render_request(request, TODAY)
     assert chat.body["messages"][2]["tool_call_id"] == "call_1"
     assert said(request).body["messages"] == messages
 

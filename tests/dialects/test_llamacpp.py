@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from grammar import CUT, STAMP, check_grammar, parsed, rendered
+from grammar import CUT, STAMP, TODAY, check_grammar, parsed, rendered
 from tropilla import ir
-from tropilla.dialects import named
+from tropilla.dialects import Stamp, named
 from tropilla.framing import SseFramer
 from tropilla.ir import (
     ChoiceEnded,
@@ -26,7 +26,6 @@ from tropilla.ir import (
     PartStarted,
     Request,
     Started,
-    Traits,
     Usage,
 )
 
@@ -179,9 +178,12 @@ def test_everything_old_is_passed_on_to_who_speaks_the_same() -> None:
     told = told_by(request, *events_of(lines(_OLD_PIECE, _OLD_FINAL), request, extras=True))
 
     assert told[0].items() >= _OLD_PIECE.items()
-    final = {key: value for key, value in _OLD_FINAL.items() if key != "model"}
-    assert told[-1].items() >= final.items()
-    assert told[-1]["model"] == STAMP.model
+    last = told[-1]
+    assert last["model"] == STAMP.model
+    settings = last.pop("generation_settings")
+    assert settings | _OLD_FINAL["generation_settings"] == settings
+    final = {key: _OLD_FINAL[key] for key in _OLD_FINAL.keys() - {"model", "generation_settings"}}
+    assert last | final == last
 
 
 # What servers may do to us.
@@ -310,13 +312,31 @@ def test_only_the_response_fields_that_were_asked_for() -> None:
     told = NATIVE.render_answer(NATIVE.parse_answer(body), request, STAMP)
 
     assert msgspec.json.decode(told) == {"content": "a", "generation_settings/seed": 7}
-    assert "response_fields" not in NATIVE.render_request(request, Traits()).body
+    assert "response_fields" not in NATIVE.render_request(request, TODAY).body
 
 
 def test_the_settings_say_what_the_client_asked_not_what_the_engine_was_asked() -> None:
     answer = NATIVE.parse_answer(_OLD_FINAL)
     told = msgspec.json.decode(NATIVE.render_answer(answer, asked(), STAMP))
-    assert told["generation_settings"] == _OLD_FINAL["generation_settings"] | {"stream": False}
+    settings = _OLD_FINAL["generation_settings"] | {"stream": False}
+    assert told["generation_settings"] | settings == told["generation_settings"]
+
+
+def test_todays_answer_has_the_names_that_programs_of_2023_read() -> None:
+    settings = {"temperature": 0.5, "stream": True}
+    today = final(0, id_slot=3, stop_type="word", stopping_word="x", generation_settings=settings)
+    stamp = Stamp("u", 1, "asked", n_ctx=512)
+    told = msgspec.json.decode(NATIVE.render_answer(NATIVE.parse_answer(today), asked(), stamp))
+    assert (told["slot_id"], told["multimodal"]) == (3, False)
+    assert (told["stopped_eos"], told["stopped_word"], told["stopped_limit"]) == (
+        False,
+        True,
+        False,
+    )
+    assert told["generation_settings"] == {
+        "temperature": 0.5, "temp": 0.5, "stream": False, "model": "asked", "n_ctx": 512,
+        "tfs_z": 1.0, "penalize_nl": True,
+    }  # fmt: skip
 
 
 def test_progress_is_told_to_who_asked_for_it() -> None:
@@ -337,7 +357,7 @@ def test_progress_is_told_to_who_asked_for_it() -> None:
 def test_a_request_for_a_hole() -> None:
     request = NATIVE.parse_request({"input_prefix": "a", "input_suffix": "b"}, "/infill")
     assert request.input == Infill(prefix="a", suffix="b")
-    wire = NATIVE.render_request(request, Traits())
+    wire = NATIVE.render_request(request, TODAY)
     assert (wire.path, wire.body["input_prefix"], wire.body["input_suffix"]) == (
         "/infill",
         "a",
@@ -388,7 +408,7 @@ def test_a_bad_request_is_told_what_is_wrong(fields: JsonObject, param: str, cod
 
 def test_the_engine_decides_what_knobs_it_can_turn() -> None:
     request = asked(temperature=5, top_p=3, presence_penalty=9, logit_bias=[[5, -1000.5]])
-    body = NATIVE.render_request(request, Traits()).body
+    body = NATIVE.render_request(request, TODAY).body
     assert (body["temperature"], body["top_p"], body["presence_penalty"]) == (5, 3, 9)
     assert body["logit_bias"] == [[5, -1000.5]]
 
@@ -408,12 +428,12 @@ def test_the_names_of_the_limit_in_the_servers_order(fields: JsonObject, limit: 
 
 
 def test_a_string_is_one_stop_word_sent_as_a_list() -> None:
-    assert NATIVE.render_request(asked(stop="END"), Traits()).body["stop"] == ["END"]
+    assert NATIVE.render_request(asked(stop="END"), TODAY).body["stop"] == ["END"]
 
 
 def test_the_clients_request_is_sent_as_the_client_meant_it() -> None:
     fields: JsonObject = {"grammar": "g", "samplers": ["top_k"], "id_slot": 2, "repeat_last_n": 5}
-    body = NATIVE.render_request(asked(**fields), Traits()).body
+    body = NATIVE.render_request(asked(**fields), TODAY).body
     assert body == {"prompt": "Hello", "stream": True} | fields
 
 
@@ -421,7 +441,7 @@ def test_another_dialects_request_is_asked_as_the_script_asked_it() -> None:
     text = named("openai_completions").parse_request(
         {"prompt": "a", "max_tokens": 5}, "/completions"
     )
-    body = NATIVE.render_request(text, Traits()).body
+    body = NATIVE.render_request(text, TODAY).body
     assert body == {
         "prompt": "a",
         "n_predict": 5,

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from grammar import TODAY
 from openapi_schema import check
 from tropilla import ir
 from tropilla.dialects import named
@@ -182,11 +183,11 @@ def test_a_token_longer_than_any_id_is_a_text() -> None:
 
 
 def test_logit_bias_is_pairs_for_llamacpp_and_an_object_for_others() -> None:
-    request = asked(logit_bias=[[5, -1], ["x", False]])
-    pairs = CHAT.render_request(request, Traits()).body["logit_bias"]
-    object_ = CHAT.render_request(request, Traits(dialect="openai")).body["logit_bias"]
-    assert pairs == [[5, -1], ["x", False]]
-    assert object_ == {"5": -1, "x": -100}
+    pairs: list[Any] = [[5, -1], [6, False]]
+    body = CHAT.render_request(asked(logit_bias=[*pairs, ["x", 1]]), TODAY).body
+    assert body["logit_bias"] == [*pairs, ["x", 1]]
+    body = CHAT.render_request(asked(logit_bias=pairs), Traits(dialect="openai")).body
+    assert body["logit_bias"] == {"5": -1, "6": -100}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,7 @@ def test_null_is_absent() -> None:
 
 def test_a_long_seed_is_folded_into_llamacpps() -> None:
     seeds = [
-        CHAT.render_request(asked(seed=seed), Traits()).body["seed"]
+        CHAT.render_request(asked(seed=seed), TODAY).body["seed"]
         for seed in (2**62, 2**62, -5, 7, -1)
     ]
     assert seeds[0] == seeds[1]
@@ -226,27 +227,105 @@ def test_llamacpp_is_told_of_the_named_tool_alone() -> None:
     tools = [{"type": "function", "function": {"name": name}} for name in ("one", "two")]
     chosen = {"type": "function", "function": {"name": "two"}}
 
-    body = CHAT.render_request(asked(tools=tools, tool_choice=chosen), Traits()).body
+    body = CHAT.render_request(asked(tools=tools, tool_choice=chosen), TODAY).body
     assert (body["tools"], body["tool_choice"]) == (tools[1:], "required")
-    body = CHAT.render_request(asked(tools=tools, tool_choice=chosen), Traits(dialect="openai")).body
+    body = CHAT.render_request(
+        asked(tools=tools, tool_choice=chosen), Traits(dialect="openai")
+    ).body
     assert (body["tools"], body["tool_choice"]) == (tools, chosen)
 
     other = {"type": "function", "function": {"name": "three"}}
     with pytest.raises(Malformed) as told:
-        CHAT.render_request(asked(tools=tools, tool_choice=other), Traits())
+        CHAT.render_request(asked(tools=tools, tool_choice=other), TODAY)
     assert told.value.problem.param == "tool_choice"
+
+
+PIXEL = "data:image/png;base64,AA=="
 
 
 def test_marks_on_any_part_are_kept() -> None:
     mark = {"prompt_cache_breakpoint": {"mode": "explicit"}}
     content = [
         {"type": "text", "text": "a"} | mark,
-        {"type": "image_url", "image_url": {"url": "data:,"}} | mark,
-        {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}} | mark,
+        {"type": "image_url", "image_url": {"url": PIXEL, "detail": "low"} | mark} | mark,
+        {"type": "image_url", "image_url": {"url": PIXEL}} | mark,
+        {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"} | mark} | mark,
+        {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}} | mark,
         {"type": "file", "file": {"file_id": "f"}} | mark,
     ]
     request = asked(messages=[{"role": "user", "content": content}])
-    assert CHAT.render_request(request, Traits()).body["messages"][0]["content"] == content
+    assert CHAT.render_request(request, TODAY).body["messages"][0]["content"] == content
+
+
+def test_marks_on_a_tool_are_kept_where_they_were() -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+    tool = {"type": "function", "function": {"name": "one", "x_mark": 1}} | mark
+    assert CHAT.render_request(asked(tools=[tool]), TODAY).body["tools"] == [tool]
+
+
+# What a client names is fetched by nobody.
+
+
+def problem_of(part: JsonObject) -> Problem:
+    with pytest.raises(Malformed) as told:
+        asked(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, part]}])
+    return told.value.problem
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:9/metadata",
+        "https://example.com/cat.png",
+        "file:///etc/passwd",
+        "//example.com/cat.png",
+        "cat.png",
+        " data:image/png;base64,AA==",
+        "DATA:image/png;base64,AA==",
+        "",
+    ],
+)
+@pytest.mark.parametrize("kind", ["image_url", "video_url"])
+def test_an_address_is_refused(kind: str, url: str) -> None:
+    problem = problem_of({"type": kind, kind: {"url": url}})
+    assert problem.param == f"messages.0.content.1.{kind}.url"
+    assert "fetches nothing that a client names" in problem.message
+    assert (problem.kind, problem.code) == ("malformed", "invalid_value")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:",
+        "data:,Hello",
+        "data:image/png,AA==",
+        "data:image/png;base64",
+        "data:;base64,AA==",
+        "data:image/png;base64,",
+        "data:image/png;base64,http://127.0.0.1",
+        "data:image/png;base64,AA",
+        "data:image/png;base64,AA==AA==",
+        "data:image/png;base64,\u00e9\u00e9==",
+    ],
+)
+def test_a_malformed_data_url_is_refused(url: str) -> None:
+    problem = problem_of({"type": "image_url", "image_url": {"url": url}})
+    assert problem.param == "messages.0.content.1.image_url.url"
+    assert problem.code == "invalid_value"
+
+
+@pytest.mark.parametrize("data", ["https://example.com/a.wav", "AA", "", "A A="])
+def test_sound_is_base64(data: str) -> None:
+    problem = problem_of({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
+    assert problem.param == "messages.0.content.1.input_audio.data"
+    assert "not base64" in problem.message
+
+
+def test_a_long_data_url_is_read_as_any_other() -> None:
+    url = "data:image/svg+xml;charset=utf-8;base64," + "AAAA" * 100_000
+    part_ = {"type": "image_url", "image_url": {"url": url}}
+    request = asked(messages=[{"role": "user", "content": [part_]}])
+    assert CHAT.render_request(request, TODAY).body["messages"][0]["content"] == [part_]
 
 
 # Refusals.
@@ -301,7 +380,7 @@ def test_llamacpp_is_told_of_no_tools_that_may_not_be_called() -> None:
     # Told of them all the same, its model writes calls into its text (b11549).
     tools = [{"type": "function", "function": {"name": "one"}}]
     asked_ = asked(tools=tools, tool_choice="none")
-    body = CHAT.render_request(asked_, Traits()).body
+    body = CHAT.render_request(asked_, TODAY).body
     assert "tools" not in body
     assert body["tool_choice"] == "none"
     assert CHAT.render_request(asked_, Traits(dialect="openai")).body["tools"] == tools

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grammar import CUT, STAMP, check_grammar, parsed, rendered
+from grammar import CUT, STAMP, TODAY, check_grammar, parsed, rendered
 from openapi_schema import check_completion
 from strategies import CARRIES, answers, law, requests
 from tropilla import ir
@@ -255,7 +255,7 @@ def test_two_choices_cannot_be_the_same() -> None:
 def test_the_forms_of_a_prompt(prompt: Any, prompts: tuple[Any, ...], *, listed: bool) -> None:
     read = asked(prompt=prompt).input
     assert read == Completion(prompts=prompts, listed=listed)
-    assert TEXT.render_request(asked(prompt=prompt), Traits()).body["prompt"] == prompt
+    assert TEXT.render_request(asked(prompt=prompt), TODAY).body["prompt"] == prompt
 
 
 @pytest.mark.parametrize(
@@ -301,14 +301,14 @@ def test_a_suffix_makes_a_hole() -> None:
 
 def test_a_stop_word_is_sent_as_a_list() -> None:
     # A llama-server ignores a string here.
-    assert TEXT.render_request(asked(stop="END"), Traits()).body["stop"] == ["END"]
+    assert TEXT.render_request(asked(stop="END"), TODAY).body["stop"] == ["END"]
 
 
 def test_what_only_llamacpp_can_read_is_refused_elsewhere() -> None:
     native = named("llamacpp")
     for prompt in (["a", 1], {"prompt_string": "a"}, [{"prompt_string": "a"}]):
         request = native.parse_request({"prompt": prompt}, "/completion")
-        assert TEXT.render_request(request, Traits()).body["prompt"] == prompt
+        assert TEXT.render_request(request, TODAY).body["prompt"] == prompt
         with pytest.raises(Malformed) as told:
             TEXT.render_request(request, Traits(dialect="openai"))
         assert told.value.problem.kind == "unsupported"
@@ -318,5 +318,5 @@ def test_more_alternatives_than_openai_gives_are_reported() -> None:
     request = named("llamacpp").parse_request({"prompt": "a", "n_probs": 9}, "/completion")
     wire = TEXT.render_request(request, Traits(dialect="openai"))
     assert (wire.body["logprobs"], wire.dropped) == (5, ("logprobs",))
-    wire = TEXT.render_request(request, Traits())
+    wire = TEXT.render_request(request, TODAY)
     assert (wire.body["logprobs"], wire.dropped) == (9, ())

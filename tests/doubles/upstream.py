@@ -190,8 +190,11 @@ class _Connection(asyncio.Protocol):
         self.number += 1
 
 
+_TOLD = {"/health", "/v1/models", "/props"}
 _REFUSED = {"/v1/embeddings", "/v1/rerank", "/infill"}
 """What a probe asks nothing of, to hear whether it is there."""
+_ASIDE = {"/tokenize", "/apply-template"}
+"""What usage is counted with, where an answer tells none; there is none without a script."""
 
 
 class Double:
@@ -262,7 +265,7 @@ class Double:
             script = self._probed
         elif scripts:
             script = scripts.popleft() if len(scripts) > 1 else scripts[0]
-        elif exchange.method == "GET" and exchange.path in {"/health", "/v1/models", "/props"}:
+        elif exchange.path in _ASIDE or (exchange.method == "GET" and exchange.path in _TOLD):
             script = self._probed
         if script == self._probed or exchange.path == "/health":
             self.probes.append(exchange)
@@ -287,9 +290,10 @@ class Double:
                 await exchange.whole(200, body, JSON, *more)
             case "/props":
                 await exchange.whole(200, msgspec.json.encode(self.props), JSON, *more)
-            case _:
-                error = {"code": 400, "message": "what?", "type": "invalid_request_error"}
-                await exchange.whole(400, msgspec.json.encode({"error": error}), JSON, *more)
+            case path:
+                status = 404 if path in _ASIDE else 400
+                error = {"code": status, "message": "what?", "type": "invalid_request_error"}
+                await exchange.whole(status, msgspec.json.encode({"error": error}), JSON, *more)
 
 
 async def _run(script: Script, exchange: Exchange) -> None:

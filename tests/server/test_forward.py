@@ -10,9 +10,8 @@ from doubles.upstream import Double, Exchange, answers, closes, refuses, resets
 pytestmark = pytest.mark.anyio
 
 POSTS = (
-    "/tokenize", "/detokenize", "/apply-template", "/embedding", "/embeddings", "/v1/embeddings",
-    "/rerank", "/v1/rerank", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses",
-    "/responses", "/v1/chat/completions/input_tokens",
+    "/tokenize", "/detokenize", "/apply-template", "/embedding", "/v1/messages",
+    "/v1/messages/count_tokens", "/v1/responses", "/responses", "/v1/chat/completions/input_tokens",
 )  # fmt: skip
 GETS = ("/props", "/slots", "/metrics", "/lora-adapters")
 ADMIN = (

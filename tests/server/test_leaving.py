@@ -87,7 +87,7 @@ async def test_leaving_in_order_is_leaving(gateway: Serve, double: Double) -> No
     await exchange.left()
 
 
-@pytest.mark.parametrize("path", ["/tokenize", "/v1/messages"])
+@pytest.mark.parametrize("path", ["/detokenize", "/v1/messages"])
 async def test_leaving_what_is_passed_on(gateway: Serve, double: Double, path: str) -> None:
     tropilla = await gateway(double)
     raw = await asks(tropilla, path)
@@ -171,10 +171,10 @@ async def test_a_client_that_does_not_read_holds_the_upstream_back(
     lazy = await asks(tropilla, stream=True)
     lazy.reader._transport.pause_reading()  # type: ignore[attr-defined]
     # Until nothing has moved for many turns of the loop, while another client is served.
-    double.on("/tokenize", lambda exchange: exchange.whole(200, b"{}"))
+    double.on("/detokenize", lambda exchange: exchange.whole(200, b"{}"))
     written, still = -1, 0
     while still < 50:
-        assert (await tropilla.ask("POST", "/tokenize", {})).status == 200
+        assert (await tropilla.ask("POST", "/detokenize", {})).status == 200
         now = exchanges[0].written if exchanges else -1
         written, still = now, still + 1 if now == written >= 0 else 0
         assert written < 4 * 1024 * 1024, "nothing holds the upstream back"

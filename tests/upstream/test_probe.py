@@ -86,7 +86,7 @@ async def test_nothing_is_believed(learn: Any, value: Any) -> None:
     assert traits.slots == (1 if value == 1 else None)
 
 
-@pytest.mark.parametrize("script", [NONE, HTML, answers(200, b"[" * 100_000), answers(302, b"")])
+@pytest.mark.parametrize("script", [NONE, HTML, answers(200, b"[" * 100_000)])
 async def test_what_is_no_server_of_models(learn: Any, script: Any) -> None:
     with pytest.raises(ProblemError) as caught:
         await learn(health=script, models=script, props=script, model_json=script)
@@ -100,6 +100,7 @@ async def test_what_is_no_server_of_models(learn: Any, script: Any) -> None:
         ({"health": answers(503, b"")}, "loading", "503"),
         ({"health": answers(500, b"oh")}, "upstream_failed", "oh"),
         ({"health": answers(401, b"")}, "upstream_failed", "--upstream-api-key"),
+        ({"health": answers(302, b"")}, "upstream_failed", "redirects"),
         ({"models": answers(401, b"")}, "upstream_failed", "--upstream-api-key"),
         ({"models": answers(403, b"")}, "upstream_failed", "--upstream-api-key"),
     ],

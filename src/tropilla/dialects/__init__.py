@@ -40,12 +40,13 @@ class Stamp(msgspec.Struct, frozen=True):
     """What a reply needs that no pure function may make up.
 
     `unique` becomes part of the ids; `created` is in seconds since 1970, UTC; `model` is the
-    name by which the client asked.
+    name by which the client asked; `n_ctx` is the context of a slot, in tokens, where it is known.
     """
 
     unique: str
     created: int
     model: str
+    n_ctx: int | None = None
 
 
 class StreamParser(Protocol):

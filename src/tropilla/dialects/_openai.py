@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tropilla.dialects import Stamp, _problems
+from tropilla.dialects import Stamp, _others, _problems
 from tropilla.dialects._fields import (
     Fields,
     invalid,
@@ -139,15 +139,26 @@ def read_stream_options(fields: Fields, *, stream: bool) -> bool:
     return bool(Fields(options, "stream_options").boolean("include_usage"))
 
 
-def write_common(request: Request, traits: Traits) -> JsonObject:
-    """The fields that chat and completions have in common. Usage is always asked for."""
-    body = kindred_extras(request)
+def write_common(request: Request, traits: Traits) -> tuple[JsonObject, list[str]]:
+    """The fields that chat and completions have in common, and the names of what is lost.
+
+    Usage is asked for wherever that is not refused.
+
+    Raises:
+        Malformed: of kind `unsupported`, when the upstream cannot be told what must not be lost.
+    """
+    dropped: list[str] = []
+    if traits.llamacpp:
+        body = kindred_extras(request)
+        if request.knobs != _NO_KNOBS:
+            body |= write_knobs(request.knobs)
+    else:
+        body, dropped = _others.fit(request, traits)
     if request.model is not None:
         body["model"] = request.model
     body["stream"] = True
-    body["stream_options"] = {"include_usage": True}
-    if request.knobs != _NO_KNOBS:
-        body |= write_knobs(request.knobs)
+    if traits.tells_usage:
+        body["stream_options"] = {"include_usage": True}
     if request.max_tokens is not None:
         body["max_tokens"] = request.max_tokens
     if request.stop:
@@ -156,10 +167,18 @@ def write_common(request: Request, traits: Traits) -> JsonObject:
         body["n"] = request.n
     if request.logit_bias:
         body["logit_bias"] = write_logit_bias(request.logit_bias, traits)
-    return body
+    return body, dropped
 
 
 _NO_KNOBS = Knobs()
+
+
+def no_choices(body: Json) -> Malformed:
+    """What is wrong with a whole answer that has no choices; it may say so itself."""
+    match body:
+        case {"message": str(message)}:  # the error itself, as vLLM had it until 2025
+            return Malformed(message)
+    return Malformed("The upstream's answer has no 'choices'.")
 
 
 def distinct(choices: Iterable[Choice]) -> tuple[Choice, ...]:
@@ -301,9 +320,46 @@ def read_reason(value: Json) -> FinishReason:
     return _REASONS.get(value, "stop") if type(value) is str else "stop"
 
 
+def read_stop_word(choice: JsonObject) -> str | None:
+    """The stop word that ended a choice; vLLM tells it, in a field of its own."""
+    word = choice.get("stop_reason")
+    return word if type(word) is str and choice.get("finish_reason") == "stop" else None
+
+
 def parse_problem(status: int, body: bytes) -> Problem:
     """Read an upstream's refusal."""
-    return _problems.parse(status, body)
+    try:
+        told = _decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        told = None
+    match told:
+        case {"error": dict(error)}:
+            pass
+        case {"object": "error", "message": str()}:
+            error = told  # the error itself is how vLLM said it until 2025
+        case {"detail": [{"msg": str(message), "loc": list(steps)}, *_]}:
+            # FastAPI's, of a field that cannot be.
+            at = ".".join(str(step) for step in steps if step != "body")
+            error = {"message": f"{at}: {message}", "param": at}
+        case _:
+            return _problems.parse(status, body)
+    problem = _problems.of_error(error, status)
+    code = error.get("code")
+    if status == 401:
+        # What such a server says may show the key.
+        why = (
+            "The upstream refused this gateway's own key (401): its api_key in the config is wrong."
+        )
+        return msgspec.structs.replace(problem, message=why)
+    if problem.kind == "malformed" and _TOO_LONG.search(problem.message):
+        return msgspec.structs.replace(problem, kind="context_exceeded", code=None)
+    if problem.kind == "limited" and type(code) is str:
+        return msgspec.structs.replace(problem, code=code)
+    return problem
+
+
+# vLLM and llama-cpp-python have no code for it.
+_TOO_LONG = re.compile("maximum context length|maximum model length|model's context length")
 
 
 def render_problem(problem: Problem, status: int) -> bytes:  # noqa: ARG001 - other dialects say it

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from tropilla.dialects import Route, Stamp, Wire, _streams
+from tropilla.dialects import Route, Stamp, Wire, _ages, _streams
 from tropilla.dialects._fields import (
     Fields,
     kindred_extras,
@@ -184,7 +184,8 @@ def render_request(request: Request, traits: Traits) -> Wire:
             body["json_schema"] = schema or {}
         case Format(kind="json_object"):
             body["json_schema"] = {"type": "object"}
-    return Wire(path=path, body=body)
+    dropped = _ages.fit_native(request, body, traits)
+    return Wire(path=path, body=body, dropped=tuple(dropped))
 
 
 # What an upstream answers.
@@ -485,6 +486,7 @@ class _Renderer:
         }
         if event.extras is not None:
             body |= event.extras.choice
+        _add_old_names(body)
         if event.logprobs is not None:
             body["completion_probabilities"] = event.logprobs
         return sse(encode(body))
@@ -552,15 +554,39 @@ def _final(
     if timings is not None and choice.index == 0:
         body["timings"] = timings
     body |= choice.extras
+    _add_old_names(body)
     body["model"] = stamp.model
+    for name, kind in _STOPS.items():
+        body.setdefault(name, body["stop_type"] == kind)
     settings = body.get("generation_settings")
-    if type(settings) is dict and "stream" in settings:
-        # The engine is always asked to stream; the client is told what it asked for.
-        body["generation_settings"] = settings | {"stream": request.stream}
+    if type(settings) is dict:
+        body["generation_settings"] = _settings(settings, request, stamp)
     if choice.logprobs is not None:
         body["completion_probabilities"] = choice.logprobs
     wanted = request.extras.get("response_fields")
     return _project(body, wanted) if type(wanted) is list and wanted else body
+
+
+def _add_old_names(body: JsonObject) -> None:
+    """What clients of 2023 read in every chunk: `slot_id` has been `id_slot` since b2357."""
+    body.setdefault("slot_id", body["id_slot"])
+    body.setdefault("multimodal", False)
+
+
+_STOPS = {"stopped_eos": "eos", "stopped_word": "word", "stopped_limit": "limit"}
+"""What they read at the end (`stop_type` since b4275)."""
+
+
+def _settings(settings: JsonObject, request: Request, stamp: Stamp) -> JsonObject:
+    """The settings of an answer, with what they were called, or were, in 2023."""
+    told: JsonObject = {"model": stamp.model, "tfs_z": 1.0, "penalize_nl": True}
+    if "temperature" in settings:
+        told["temp"] = settings["temperature"]
+    if stamp.n_ctx is not None:
+        told["n_ctx"] = stamp.n_ctx
+    told |= settings
+    # The engine is always asked to stream; the client is told what it asked for.
+    return told | {"stream": request.stream} if "stream" in settings else told
 
 
 def _stop_type(choice: Choice) -> str:

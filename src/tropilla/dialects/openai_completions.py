@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import accumulate
 
 from tropilla.dialects import Route, Stamp, Wire, _streams
+from tropilla.dialects._bases import AFS_BASES
 from tropilla.dialects._fields import Fields, invalid, missing, read_knobs, texts, wrong_type
 from tropilla.dialects._openai import (
     CONTENT_TYPE,
@@ -18,11 +19,13 @@ from tropilla.dialects._openai import (
     decode,
     distinct,
     encode,
+    no_choices,
     parse_problem,
     read_limit,
     read_logit_bias,
     read_reason,
     read_started,
+    read_stop_word,
     read_stream_options,
     read_token_logprobs,
     read_usage,
@@ -62,7 +65,10 @@ from tropilla.ir import (
 __all__ = ["CONTENT_TYPE", "NAME", "PING", "ROUTES", "parse_problem", "render_problem"]
 
 NAME = "openai_completions"
-ROUTES = (Route(path="/completions"),)
+ROUTES = (
+    Route(path="/completions"),
+    *(Route(path=f"{base}/models/completions", v1=False) for base in AFS_BASES),
+)
 _MOST_LOGPROBS = 5
 
 
@@ -156,7 +162,7 @@ def _parse_infill(prompts: tuple[Prompt, ...], suffix: str, *, echo: bool) -> In
 
 def render_request(request: Request, traits: Traits) -> Wire:
     """Say a request as a completion."""
-    body = write_common(request, traits)
+    body, dropped = write_common(request, traits)
     match request.input:
         case Completion(prompts=prompts, listed=listed, echo=echo):
             if not traits.llamacpp and not all(_is_plain(prompt) for prompt in prompts):
@@ -174,14 +180,13 @@ def render_request(request: Request, traits: Traits) -> Wire:
             param="response_format",
             kind="unsupported",
         )
-    dropped: tuple[str, ...] = ()
     if request.logprobs is not None:
         if traits.llamacpp:
             body["logprobs"] = max(request.logprobs, 1)
         else:
             body["logprobs"] = min(request.logprobs, _MOST_LOGPROBS)
-            dropped = ("logprobs",) if request.logprobs > _MOST_LOGPROBS else ()
-    return Wire(path="/v1/completions", body=body, dropped=dropped)
+            dropped += ["logprobs"] if request.logprobs > _MOST_LOGPROBS else []
+    return Wire(path="/v1/completions", body=body, dropped=tuple(dropped))
 
 
 def _is_plain(prompt: Prompt) -> bool:
@@ -217,6 +222,7 @@ class _Parser(_streams.Parser):
         self._started = False
         self._usage: Usage | None = None
         self._usages: dict[int, Usage] = {}
+        self._so_far: Usage | None = None
         self._timings: JsonObject | None = None
         self._last: JsonObject = {}
 
@@ -233,8 +239,8 @@ class _Parser(_streams.Parser):
             return  # llama-server sends `data: null` where several prompts are streamed
         if type(chunk) is not dict:
             raise Malformed("A chunk of the upstream's stream is not an object.")
-        if chunk.get("error") is not None:
-            self._fail_with(chunk["error"], events)
+        if chunk.get("error") is not None or ("message" in chunk and "choices" not in chunk):
+            self._fail_with(chunk.get("error") or chunk, events)
             return
         choices, usage = chunk.get("choices"), read_usage(chunk.get("usage"))
         if type(choices) is not list and (choices is not None or usage is None):
@@ -255,12 +261,17 @@ class _Parser(_streams.Parser):
             top = {}
 
     def _take_usage(self, usage: Usage, choices: Json) -> None:
-        """Usage alone is the total; beside the end of a choice it may be that choice's own."""
+        """Usage alone is the total; beside the end of a choice it may be that choice's own.
+
+        In any other chunk it is only of what was told so far (vLLM's `continuous_usage_stats`).
+        """
         match choices:
             case [{"index": int(index), "finish_reason": str()}]:
                 self._usages[index] = usage
-            case _:
+            case None | []:
                 self._usage = usage
+            case _:
+                self._so_far = usage
 
     def _choice(self, value: Json, top: JsonObject, events: list[Event]) -> None:
         match value:
@@ -290,7 +301,11 @@ class _Parser(_streams.Parser):
             self._ended.add(index)
             events.append(
                 ChoiceEnded(
-                    choice=index, reason=read_reason(reason), logprobs=logprobs, extras=extras
+                    choice=index,
+                    reason=read_reason(reason),
+                    stop_word=read_stop_word(value),
+                    logprobs=logprobs,
+                    extras=extras,
                 )
             )
 
@@ -306,7 +321,7 @@ class _Parser(_streams.Parser):
         self._over = True
         extras = Extras(top=self._last) if self._last else None
         own = [self._usages[index] for index in sorted(self._usages)]
-        usage = self._usage or sum_usages(own, self._n)
+        usage = self._usage or sum_usages(own, self._n) or self._so_far
         events.append(Finished(usage=usage, timings=self._timings, extras=extras))
 
     def _close_open(self, events: list[Event]) -> None:
@@ -320,7 +335,7 @@ def parse_answer(body: Json, request: Request | None = None) -> Answer:  # noqa:
         case {"choices": [_, *_] as choices}:
             pass
         case _:
-            raise Malformed("The upstream's answer has no 'choices'.")
+            raise no_choices(body)
     started, timings = read_started(body), body.get("timings")
     return Answer(
         id=started.id,
@@ -346,6 +361,7 @@ def _parse_choice(value: Json) -> Choice:
         index=index,
         parts=(Text(text=text),) if text else (),
         reason=read_reason(value.get("finish_reason")),
+        stop_word=read_stop_word(value),
         logprobs=_read_logprobs(value.get("logprobs")),
         extras={key: value[key] for key in value.keys() - _CHOICE},
     )

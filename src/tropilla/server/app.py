@@ -17,13 +17,13 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from tropilla import dialects, relay
+from tropilla import dialects, measured, measures, relay
 from tropilla.config import Config
 from tropilla.dialects import Dialect
 from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemError, ProblemKind, Traits
 from tropilla.keys import Keys
 from tropilla.server.reply import Message, Reply, Send
-from tropilla.server.routes import Forward, Generate, Methods, Own, Router
+from tropilla.server.routes import Forward, Generate, Measure, Methods, Own, Router
 from tropilla.upstream.fleet import Fleet
 
 Scope: TypeAlias = Mapping[str, Any]
@@ -95,7 +95,7 @@ class Gateway:
         methods = self._router.find(call.path)
         method = "GET" if call.method == "HEAD" else call.method
         action = methods.get(method) if methods else None
-        if isinstance(action, Generate | Forward):
+        if isinstance(action, Generate | Measure | Forward):
             call.dialect = dialects.named(action.dialect)
         if action != _HEALTH and not self._keys.admit(call.headers):
             raise ProblemError(_unauthenticated(call.headers))
@@ -108,6 +108,8 @@ class Gateway:
                 raise ProblemError(Problem(kind="method_not_allowed", message=message))
             case Generate():
                 await self._generate(call, action, reply)
+            case Measure():
+                await self._measure(call, action, reply)
             case Forward():
                 await self._forward(call, action, reply)
             case Own(name="health"):
@@ -131,6 +133,13 @@ class Gateway:
                 reply=reply,
             ),
         )
+
+    async def _measure(self, call: _Call, action: Measure, reply: Reply) -> None:
+        body = _object(await call.body(self._config.max_body))
+        measure = measures.named(action.name)
+        request = measure.parse_request(body, action.path)
+        work = measured.measure(measure, request, fleet=self._fleet, reply=reply)
+        await call.until_gone(reply, work)
 
     async def _forward(self, call: _Call, action: Forward, reply: Reply) -> None:
         if action.admin and not self._config.allow_admin:

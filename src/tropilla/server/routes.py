@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 from urllib.parse import unquote
 
-from tropilla import dialects
+from tropilla import dialects, measures
 from tropilla.ir import Value
 
 
@@ -18,6 +18,14 @@ class Generate(Value, frozen=True, kw_only=True):
 
     dialect: str
     path: str
+
+
+class Measure(Value, frozen=True, kw_only=True):
+    """Numbers are wanted: a measure by its name; `dialect` is whose envelope a refusal has."""
+
+    name: str
+    path: str
+    dialect: str
 
 
 class Forward(Value, frozen=True, kw_only=True):
@@ -38,7 +46,7 @@ class Own(Value, frozen=True, kw_only=True):
     argument: str = ""
 
 
-Action: TypeAlias = Generate | Forward | Own
+Action: TypeAlias = Generate | Measure | Forward | Own
 Methods: TypeAlias = dict[str, Action]
 
 # The read and inference routes of a llama-server that Tropilla has no dialect for (yet).
@@ -47,12 +55,6 @@ _POSTED = (
     "/detokenize",
     "/apply-template",
     "/embedding",
-    "/v1/embeddings",
-    "/embeddings",
-    "/rerank",
-    "/v1/rerank",
-    "/reranking",
-    "/v1/reranking",
     "/v1/messages",
     "/v1/messages/count_tokens",
     "/v1/responses",
@@ -108,6 +110,9 @@ def table() -> dict[str, Methods]:
             action = Generate(dialect=name, path=route.path)
             for prefix in ("", "/v1") if route.v1 else ("",):
                 add("POST", prefix + route.path, action)
+    for name in measures.names():
+        for place in measures.named(name).PLACES:
+            add("POST", place.path, Measure(name=name, path=place.path, dialect=place.dialect))
     return routes
 
 

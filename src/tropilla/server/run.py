@@ -30,7 +30,7 @@ def listen(config: Config) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        return socket.create_server(
+        sock = socket.create_server(
             (config.host, config.port), family=family, backlog=_BACKLOG, reuse_port=False
         )
     except OSError as error:
@@ -38,6 +38,9 @@ def listen(config: Config) -> socket.socket:
             f"Cannot listen on {config.host}:{config.port}: {error.strerror or error}. "
             "Is it in use? Choose another with --port (0 takes any that is free)."
         ) from None
+    # What is accepted inherits this. uvloop sees to it too; asyncio does not, for such a socket.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 class _Server(uvicorn.Server):

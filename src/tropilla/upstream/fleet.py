@@ -76,6 +76,12 @@ class Upstream:
         self.leases = 0
         self.served = 0
         self.recheck = asyncio.Event()
+        self.doubted = False
+
+    def doubt(self) -> None:
+        """It has not what it was believed to have: what it is now, a probe tells at once."""
+        self.doubted = True
+        self.recheck.set()
 
     def learn(self, traits: Traits) -> None:
         """Take what a probe has found."""
@@ -121,7 +127,7 @@ class Lease(NamedTuple):
     """Who turns chat into a prompt; `None` leaves it to the server."""
 
 
-def _upstreams(config: Config) -> Iterator[Upstream]:
+def upstreams_of(config: Config) -> Iterator[Upstream]:
     """The servers of a config, each once, with what it serves."""
     made: dict[tuple[object, ...], Upstream] = {}
     for one in config.upstreams:
@@ -175,7 +181,7 @@ class Fleet:
 
     async def start(self) -> None:
         """Begin to look for the upstreams; returns at once."""
-        self.upstreams += _upstreams(self._config)
+        self.upstreams += upstreams_of(self._config)
         for upstream in self.upstreams:
             self._tasks.append(asyncio.create_task(self._watch(upstream)))
         if not self.upstreams:
@@ -229,6 +235,8 @@ class Fleet:
         while True:
             try:
                 known = upstream.traits if upstream.state == "ready" else None
+                if upstream.doubted:
+                    known, upstream.doubted = None, False
                 self._learn(upstream, await probe(upstream.link, upstream.dialect, known))
                 failures = 0
                 self._set(upstream, "ready", None)
@@ -240,8 +248,10 @@ class Fleet:
                 if upstream.state == "ready"
                 else _RETRY_SECONDS[min(failures, len(_RETRY_SECONDS)) - 1]
             )
+            # Not `wait_for`: in Python 3.11 it loses a cancellation that comes with the event.
             with suppress(TimeoutError):
-                await asyncio.wait_for(upstream.recheck.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await upstream.recheck.wait()
             upstream.recheck.clear()
 
     def _learn(self, upstream: Upstream, traits: Traits) -> None:
@@ -326,7 +336,8 @@ class Fleet:
             if not waits or left <= 0:
                 raise ProblemError(self._unavailable())
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._changed.wait()
 
     def lost(self, upstream: Upstream, problem: Problem) -> None:
         """A request found this upstream gone: look at once whether it is."""

@@ -39,11 +39,12 @@ _KEEP_SECONDS = 3.0
 class Incoming:
     """An answer on its way: its head, and its body piece by piece."""
 
-    __slots__ = ("_read", "_url", "content_type", "status")
+    __slots__ = ("_read", "_url", "content_type", "retry_after", "status")
 
     def __init__(self, response: aiohttp.ClientResponse, url: str) -> None:
         self.status = response.status
         self.content_type = response.headers.get("Content-Type", "")
+        self.retry_after = _seconds(response.headers.get("Retry-After", ""))
         self._read = response.content.readany
         self._url = url
 
@@ -142,6 +143,7 @@ class Link:
         if authorization:
             self._headers["Authorization"] = authorization
         self._headers |= headers or {}
+        self.shows_key = self._headers.keys() & {"Authorization", "X-API-KEY"} != set()
         self._connect_seconds = timeouts.connect
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=timeouts.connect, sock_read=timeouts.idle
@@ -261,6 +263,11 @@ def _apart(url: str) -> tuple[str, str | None]:
         return url, None
     encoded = b64encode(unquote(who).encode()).decode()
     return f"{scheme}://{host}{slash}{path}", f"Basic {encoded}"
+
+
+def _seconds(retry_after: str) -> float | None:
+    """When to ask again; a date is of no use where two clocks differ."""
+    return float(retry_after) if retry_after.isdecimal() and len(retry_after) < 6 else None
 
 
 def _no_answer(url: str, error: Exception, connect_seconds: float) -> Problem:

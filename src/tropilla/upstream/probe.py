@@ -10,11 +10,20 @@ from __future__ import annotations
 
 import re
 from typing import Literal, NamedTuple, TypeAlias
+from urllib.parse import urlsplit
 
 import msgspec
 
 from tropilla.dialects import _problems, afs
-from tropilla.ir import Json, JsonObject, Problem, ProblemError, Traits, UpstreamDialect
+from tropilla.ir import (
+    Json,
+    JsonObject,
+    Problem,
+    ProblemError,
+    Tokenizer,
+    Traits,
+    UpstreamDialect,
+)
 from tropilla.upstream.http import Link
 
 Asked: TypeAlias = UpstreamDialect | Literal["auto"]
@@ -55,11 +64,19 @@ async def probe(link: Link, dialect: Asked = "auto", known: Traits | None = None
 
 
 def _refused(link: Link) -> Problem:
-    return Problem(
-        kind="upstream_failed",
-        message=f"The upstream {link.url} wants an API key: give it with --upstream-api-key, "
-        "or as its api_key in the config.",
+    message = (
+        f"The upstream {link.url} refuses the API key that it was shown: mend --upstream-api-key, "
+        "or its api_key in the config."
+        if link.shows_key
+        else f"The upstream {link.url} wants an API key: give it with --upstream-api-key, or as "
+        "its api_key in the config."
     )
+    return Problem(kind="upstream_failed", message=message)
+
+
+def _redirected(link: Link) -> Problem:
+    message = f"{link.url} only redirects: give the address that it redirects to."
+    return Problem(kind="upstream_failed", message=message)
 
 
 def _strange(link: Link, what: str = "a llama.cpp server") -> Problem:
@@ -102,6 +119,8 @@ async def _alive(link: Link) -> int:
         raise ProblemError(msgspec.structs.replace(problem, kind="loading", retryable=True))
     if status in {401, 403}:
         raise ProblemError(_refused(link))
+    if 300 <= status < 400:
+        raise ProblemError(_redirected(link))
     if status >= 500 and status != 503:
         raise ProblemError(_problems.parse(status, body))
     return status
@@ -235,6 +254,7 @@ async def _old_model(link: Link, props: JsonObject) -> str | None:
 
 async def _probe_openai(link: Link, *, maybe: bool = False) -> Traits:
     """A server that speaks OpenAI's API alone; `maybe` says that this is a guess."""
+    traits = Traits(dialect="openai", chat=True, tokenizes=False, strict=_is_strict(link.url))
     for v1, path in ((True, "/v1/models"), (False, "/models")):
         status, body = await link.ask("GET", path, seconds=_SECONDS)
         if status in {401, 403}:
@@ -244,12 +264,33 @@ async def _probe_openai(link: Link, *, maybe: bool = False) -> Traits:
         document = await _read(link, path) if status == 200 else _Document(status, {})
         cards = _cards(document.json)
         if cards:
-            return Traits(dialect="openai", models=cards, chat=True, v1=v1, tokenizes=False)
+            tokenizer = _tokenizer_of(cards)
+            return msgspec.structs.replace(traits, models=cards, v1=v1, tokenizer=tokenizer)
     if maybe:
         raise ProblemError(_strange(link))
     # Some have no list of models: what the config names is served, below a path if it has one.
-    v1 = "/" not in link.url.partition("://")[2]
-    return Traits(dialect="openai", chat=True, v1=v1, tokenizes=False)
+    return msgspec.structs.replace(traits, v1="/" not in link.url.partition("://")[2])
+
+
+_STRICT = ("openai.com", "azure.com")
+
+
+def _is_strict(url: str) -> bool:
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    return any(host == name or host.endswith(f".{name}") for name in _STRICT)
+
+
+def _tokenizer_of(cards: dict[str, JsonObject]) -> Tokenizer | None:
+    """Whose way to count tokens a server has, by what its list of models says of itself.
+
+    It is not asked whether it really has it: where it has not, it says so when it is needed.
+    """
+    match next(iter(cards.values())):
+        case {"owned_by": "vllm" | "sglang"}:
+            return "vllm"
+        case {"owned_by": "me", "permissions": []}:
+            return "llama-cpp-python"
+    return None
 
 
 async def _probe_afs(link: Link) -> Traits:

@@ -13,6 +13,7 @@ calls in its text), `render` says it to a client, and `address` knows where it i
 """
 
 from tropilla.dialects import Route
+from tropilla.dialects._bases import AFS_BASES
 from tropilla.dialects._openai import CONTENT_TYPE
 from tropilla.dialects.afs.address import credentials, dialect_at
 from tropilla.dialects.afs.parse import parse_answer, parse_problem, stream_parser
@@ -45,7 +46,4 @@ __all__ = [
     "stream_renderer",
 ]
 
-# The base paths of a private deployment, of the public one, and of its OpenAI-compatible form.
-_BASES = ("", "/api", "/text-generation/api", "/text-generation/api/v4")
-
-ROUTES = tuple(Route(path=base + path, v1=False) for base in _BASES for path in PATHS)
+ROUTES = tuple(Route(path=base + path, v1=False) for base in AFS_BASES for path in PATHS)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+import msgspec
+
 from tropilla.dialects import _problems, _streams
 from tropilla.dialects._openai import decode, encode, read_usage
 from tropilla.dialects._streams import CUT_SHORT
@@ -111,7 +113,7 @@ class _Parser(_streams.Parser):
     def _frame(self, frame: Frame, events: list[Event]) -> None:
         data = frame.data.strip()
         if frame.event == "error":
-            self._fail(_problems.of_error(_error_of(data)), events)
+            self._fail(_problem(_error_of(data)), events)
         elif data == b"[DONE]":
             self._finish(events)
         elif data and frame.event != "ping" and not _CLOCK.match(data):
@@ -144,7 +146,7 @@ class _Parser(_streams.Parser):
         """Tell what an object says; whether it is one of an answer at all."""
         error = _error_in(chunk)
         if error is not None:
-            self._fail(_problems.of_error(error), events)
+            self._fail(_problem(error), events)
             return True
         if not chunk.keys() & _SIGNS:
             return False
@@ -406,7 +408,34 @@ def parse_problem(status: int, body: bytes) -> Problem:
     except Malformed:
         decoded = None
     error = _error_in(decoded) if type(decoded) is dict else None
-    return _problems.parse(status, body) if error is None else _problems.of_error(error, status)
+    if error is not None or status in _REFUSED:
+        return _problem(error or {}, status)
+    return _tried_elsewhere(_problems.parse(status, body))
+
+
+_REFUSED = {401, 403}
+
+
+def _problem(error: JsonObject, status: int | None = None) -> Problem:
+    """The problem that an error is; within a stream nothing but the error tells a status.
+
+    What is said of a refused key may show it, and is not passed on.
+    """
+    refused = error.get("code") if status is None else status
+    if type(refused) is int and refused in _REFUSED:
+        return Problem(
+            kind="upstream_failed",
+            message=f"AFS refused this gateway's own key ({refused}): its api_key in the config "
+            "has to be the key of this service.",
+            retryable=True,
+        )
+    return _tried_elsewhere(_problems.of_error(error, status))
+
+
+def _tried_elsewhere(problem: Problem) -> Problem:
+    """A limit is a key's own: what is refused here for that, another deployment may serve."""
+    limited = problem.kind == "limited"
+    return msgspec.structs.replace(problem, retryable=True) if limited else problem
 
 
 def _error_of(data: bytes) -> JsonObject:

@@ -10,6 +10,7 @@ says it to a client.
 """
 
 from tropilla.dialects import Route
+from tropilla.dialects._bases import AFS_BASES
 from tropilla.dialects._openai import CONTENT_TYPE, PING, parse_problem, render_problem
 from tropilla.dialects.openai_chat.parse import parse_answer, stream_parser
 from tropilla.dialects.openai_chat.render import render_answer, stream_renderer
@@ -30,4 +31,7 @@ __all__ = [
     "stream_renderer",
 ]
 
-ROUTES = (Route(path="/chat/completions"),)
+ROUTES = (
+    Route(path="/chat/completions"),
+    *(Route(path=f"{base}/models/chat/completions", v1=False) for base in AFS_BASES),
+)

@@ -10,8 +10,10 @@ from tropilla.dialects import _streams
 from tropilla.dialects._openai import (
     decode,
     distinct,
+    no_choices,
     read_reason,
     read_started,
+    read_stop_word,
     read_token_logprobs,
     read_usage,
     sum_usages,
@@ -25,6 +27,7 @@ from tropilla.ir import (
     Event,
     Extras,
     Finished,
+    FinishReason,
     Json,
     JsonObject,
     Malformed,
@@ -47,7 +50,9 @@ _TOP = {
     "prompt_progress",
 }  # fmt: skip
 _CHOICE = {"index", "delta", "finish_reason", "logprobs"}
-_SAYING = {"content", "refusal", "reasoning_content", "reasoning", "tool_calls"}
+_SAYING = {
+    "content", "refusal", "reasoning_content", "reasoning", "tool_calls", "function_call",
+}  # fmt: skip
 _DELTA = _SAYING | {"role"}
 
 
@@ -57,12 +62,15 @@ def stream_parser(request: Request, *, extras: bool) -> _Parser:
 
 
 class _OpenChoice:
-    __slots__ = ("call", "ended", "kind")
+    __slots__ = ("call", "call_id", "ended", "kind", "old")
 
     def __init__(self) -> None:
         self.kind: PartKind | None = None
         self.call: int | None = None
+        self.call_id: str | None = None
         self.ended = False
+        self.old = False
+        """Whether it calls a function in the form of before tools (`function_call`)."""
 
 
 class _Parser(_streams.Parser):
@@ -189,7 +197,13 @@ class _Parser(_streams.Parser):
         self._close(index, choice, events)
         choice.ended = True
         events.append(
-            ChoiceEnded(choice=index, reason=read_reason(reason), logprobs=logprobs, extras=extras)
+            ChoiceEnded(
+                choice=index,
+                reason=_reason_of(reason, old=choice.old),
+                stop_word=read_stop_word(item),
+                logprobs=logprobs,
+                extras=extras,
+            )
         )
 
     def _extras_of(self, item: JsonObject, delta: JsonObject, top: JsonObject) -> Extras | None:
@@ -212,6 +226,9 @@ class _Parser(_streams.Parser):
         content = delta.get("content")
         reasoning = delta.get("reasoning_content") or delta.get("reasoning")
         refusal, calls = delta.get("refusal"), delta.get("tool_calls")
+        if function := delta.get("function_call"):
+            choice.old = True
+            calls = [{"index": 0, "function": function}]
         told = False
         kinds: tuple[tuple[Json, PartKind], ...] = (
             (reasoning, "reasoning"),
@@ -262,21 +279,17 @@ class _Parser(_streams.Parser):
         if type(function) is not dict:
             raise Malformed("A tool call's 'function' in the upstream's stream is not an object.")
         name, arguments, id_ = function.get("name"), function.get("arguments"), call.get("id")
-        if choice.kind != "tool_call" or choice.call != number:
-            if choice.call is not None and number <= choice.call:
+        id_ = id_ if type(id_) is str and id_ else None
+        # Some servers number no call, or every one with 0: there the id tells them apart.
+        other = id_ is not None and id_ != choice.call_id and type(name) is str and bool(name)
+        if choice.kind != "tool_call" or choice.call != number or other:
+            if choice.call is not None and number <= choice.call and not (other and number == 0):
                 raise Malformed("The tool calls of the upstream's stream are out of order.")
             if type(name) is not str:
                 raise Malformed("A tool call of the upstream's stream begins without a name.")
             self._close(index, choice, events)
-            choice.kind, choice.call = "tool_call", number
-            events.append(
-                PartStarted(
-                    choice=index,
-                    kind="tool_call",
-                    id=id_ if type(id_) is str and id_ else None,
-                    name=name,
-                )
-            )
+            choice.kind, choice.call, choice.call_id = "tool_call", number, id_
+            events.append(PartStarted(choice=index, kind="tool_call", id=id_, name=name))
         if type(arguments) is str and arguments:
             events.append(PartDelta(choice=index, text=arguments))
         elif arguments is not None and type(arguments) is not str:
@@ -311,6 +324,12 @@ class _Parser(_streams.Parser):
             self._close(index, choice, events)
 
 
+def _reason_of(value: Json, *, old: bool) -> FinishReason:
+    """A finish reason; a call in the old form is told as a tool call, and so is its end."""
+    reason = read_reason(value)
+    return "tool_calls" if old and reason == "function_call" else reason
+
+
 def _logprobs_of(value: Json) -> list[JsonObject] | None:
     match value:
         case {"content": list(entries)} if entries:
@@ -327,7 +346,7 @@ def parse_answer(body: Json, request: Request | None = None) -> Answer:  # noqa:
         case {"choices": [_, *_] as choices}:
             pass
         case _:
-            raise Malformed("The upstream's answer has no 'choices'.")
+            raise no_choices(body)
     started, timings = read_started(body), body.get("timings")
     return Answer(
         id=started.id,
@@ -362,7 +381,8 @@ def _parse_choice(choice: Json) -> Choice:
     calls = message.get("tool_calls") or []
     if type(calls) is not list:
         raise Malformed("'tool_calls' of the upstream's answer is not an array.")
-    for call in calls:
+    old = message.get("function_call")
+    for call in [{"function": old}] if old else calls:
         match call:
             case {"function": {"name": str(name), "arguments": str(arguments)}}:
                 id_ = call.get("id")
@@ -378,7 +398,8 @@ def _parse_choice(choice: Json) -> Choice:
     return Choice(
         index=index,
         parts=tuple(parts),
-        reason=read_reason(choice.get("finish_reason")),
+        reason=_reason_of(choice.get("finish_reason"), old=bool(old)),
+        stop_word=read_stop_word(choice),
         logprobs=_logprobs_of(choice.get("logprobs")),
         extras={key: choice[key] for key in choice.keys() - _CHOICE - {"message"}},
         part_extras={key: message[key] for key in message.keys() - known},

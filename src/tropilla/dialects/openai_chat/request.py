@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from binascii import a2b_base64
 from typing import Any
 
-from tropilla.dialects import Wire
+from tropilla.dialects import Wire, _ages
 from tropilla.dialects._fields import Fields, invalid, missing, read_knobs, texts, wrong_type
 from tropilla.dialects._openai import (
     read_limit,
@@ -35,7 +37,7 @@ from tropilla.ir import (
 
 NAME = "openai_chat"
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-_OPAQUE_PARTS = ("file", "input_video", "video_url")
+_OPAQUE_PARTS = ("file", "input_video")
 
 
 # A client's request.
@@ -144,17 +146,22 @@ def _parse_part(value: Json, path: str) -> Part:
             if inner is None:
                 raise missing(fields.at("image_url"))
             image = Fields(inner, fields.at("image_url"))
-            return Image(
-                url=image.required("url"), detail=image.string("detail"), extras=fields.rest
-            )
+            url = image.required("url")
+            _check_data_url(url, image.at("url"))
+            detail = image.string("detail")
+            return Image(url=url, detail=detail, extras=_nested("image_url", image, fields))
         case "input_audio":
             inner = fields.object("input_audio")
             if inner is None:
                 raise missing(fields.at("input_audio"))
             audio = Fields(inner, fields.at("input_audio"))
-            return Audio(
-                data=audio.required("data"), format=audio.required("format"), extras=fields.rest
-            )
+            data, form = audio.required("data"), audio.required("format")
+            _check_base64(data, audio.at("data"))
+            return Audio(data=data, format=form, extras=_nested("input_audio", audio, fields))
+        case "video_url":
+            video = Fields(fields.any("video_url"), fields.at("video_url"))
+            _check_data_url(video.required("url"), video.at("url"))
+            return Opaque(dialect=NAME, body=value)
         case _ if kind in _OPAQUE_PARTS:
             return Opaque(dialect=NAME, body=value)
         case _:
@@ -162,6 +169,37 @@ def _parse_part(value: Json, path: str) -> Part:
                 fields.at("type"),
                 f"'{kind}'. Supported values are: 'text', 'image_url', 'input_audio', 'refusal'.",
             )
+
+
+def _nested(name: str, inner: Fields, outer: Fields) -> JsonObject:
+    """The unknown keys of a part, and under its name those of the object in it."""
+    return outer.rest | {name: inner.rest} if inner.rest else outer.rest
+
+
+_DATA_URL = re.compile(r"data:[A-Za-z0-9.+-]+/[A-Za-z0-9.+-]+(?:;[^;,]+)*;base64,")
+
+
+def _check_data_url(url: str, path: str) -> None:
+    """Anything else would be fetched by some server, from a network where the client is not."""
+    if not url.startswith("data:"):
+        raise invalid(
+            path,
+            "the gateway fetches nothing that a client names: send it as "
+            "'data:image/png;base64,...'.",
+        )
+    head = _DATA_URL.match(url)
+    if head is None:
+        raise invalid(path, "expected a type and base64, as in 'data:image/png;base64,...'.")
+    _check_base64(url[head.end() :], path)
+
+
+def _check_base64(data: str, path: str) -> None:
+    try:
+        known = bool(a2b_base64(data, strict_mode=True))
+    except ValueError:
+        known = False
+    if not known:
+        raise invalid(path, "the data is not base64.")
 
 
 def _parse_tool_call(value: Json, path: str) -> ToolCall:
@@ -188,6 +226,7 @@ def _parse_tool(value: Json, path: str) -> Tool | Opaque:
         parameters=function.object("parameters"),
         strict=function.boolean("strict"),
         extras=function.rest,
+        beside=fields.rest,
     )
 
 
@@ -253,7 +292,12 @@ def render_request(request: Request, traits: Traits) -> Wire:
     chat = request.input
     if not isinstance(chat, Chat):
         raise Malformed("A chat endpoint cannot continue raw text.", kind="unsupported")
-    body = write_common(request, traits)
+    chat, instead, dropped = _ages.fit_chat(request, chat, traits)
+    body, lost = write_common(request, traits)
+    body |= instead
+    if traits.strict and "max_tokens" in body:
+        # The newer models of OpenAI refuse the old name; other servers know only that one.
+        body["max_completion_tokens"] = body.pop("max_tokens")
     body["messages"] = [_render_message(message) for message in chat.messages]
     if tools := _render_tools(chat, traits):
         body["tools"] = tools
@@ -263,13 +307,13 @@ def render_request(request: Request, traits: Traits) -> Wire:
         body["parallel_tool_calls"] = chat.parallel_tool_calls
     if chat.reasoning_effort is not None:
         body["reasoning_effort"] = chat.reasoning_effort
-    if request.format is not None:
+    if request.format is not None and "grammar" not in instead:
         body["response_format"] = _render_format(request.format)
     if request.logprobs is not None:
         body["logprobs"] = True
         # llama.cpp takes 0 alternatives to mean no logprobs at all, and none given to mean 20.
         body["top_logprobs"] = max(request.logprobs, 1) if traits.llamacpp else request.logprobs
-    return Wire(path="/v1/chat/completions", body=body)
+    return Wire(path="/v1/chat/completions", body=body, dropped=(*dropped, *lost))
 
 
 def _render_message(message: Message) -> JsonObject:
@@ -284,10 +328,10 @@ def _render_message(message: Message) -> JsonObject:
                 url: JsonObject = {"url": part.url}
                 if part.detail is not None:
                     url["detail"] = part.detail
-                content.append({"type": "image_url", "image_url": url, **part.extras})
+                content.append(_render_nested("image_url", url, part.extras))
             case Audio():
                 audio = {"data": part.data, "format": part.format}
-                content.append({"type": "input_audio", "input_audio": audio, **part.extras})
+                content.append(_render_nested("input_audio", audio, part.extras))
             case Reasoning():
                 body["reasoning_content"] = body.get("reasoning_content", "") + part.text
             case Refusal():
@@ -305,9 +349,13 @@ def _render_message(message: Message) -> JsonObject:
         body["tool_calls"] = calls
     if message.name is not None:
         body["name"] = message.name
-    if message.tool_call_id is not None:
-        body["tool_call_id"] = message.tool_call_id
+    if message.tool_call_id is not None or message.role == "tool":
+        body["tool_call_id"] = message.tool_call_id or ""  # servers want one, as a text
     return body | message.extras
+
+
+def _render_nested(name: str, inner: JsonObject, extras: JsonObject) -> JsonObject:
+    return {"type": name} | extras | {name: inner | extras.get(name, {})}
 
 
 def render_call(call: ToolCall) -> JsonObject:
@@ -344,7 +392,7 @@ def _render_tools(chat: Chat, traits: Traits) -> list[JsonObject]:
                 function["parameters"] = tool.parameters
             if tool.strict is not None:
                 function["strict"] = tool.strict
-            tools.append({"type": "function", "function": function | tool.extras})
+            tools.append(tool.beside | {"type": "function", "function": function | tool.extras})
     if only and not tools:
         raise invalid("tool_choice", f"no tool named '{only[0]}' is among 'tools'.")
     return tools

@@ -1,0 +1,23 @@
+"""The command line. Imports are lazy: `--version` and `--help` load nothing that serves.
+
+A command is a module here that has a `command`, and a line in `main`.
+"""
+
+from __future__ import annotations
+
+import click
+
+from tropilla import __version__
+from tropilla.cli import config, doctor, serve
+from tropilla.cli.options import SETTINGS
+
+
+@click.group(context_settings=SETTINGS)
+@click.version_option(__version__, "--version", prog_name="tropilla")
+def main() -> None:
+    """One OpenAI-compatible endpoint for a herd of llama.cpp servers."""
+
+
+main.add_command(serve.command)
+main.add_command(config.command)
+main.add_command(doctor.command)

@@ -1,0 +1,219 @@
+"""`tropilla serve`: the flags over the config file, and the gateway's life."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tropilla.cli import options
+from tropilla.cli.options import SETTINGS
+
+if TYPE_CHECKING:
+    from tropilla.config import Config
+    from tropilla.config.load import Loaded
+    from tropilla.templates import Template
+
+
+@click.command("serve", context_settings=SETTINGS)
+@options.config_file
+@options.upstreams
+@options.upstream_api_key
+@click.option(
+    "--model", type=click.Path(path_type=Path), metavar="FILE.gguf",
+    help="The model of the embedded engine. Without it, a tiny one that comes with Tropilla.",
+)  # fmt: skip
+@click.option("--model-name", metavar="NAME", help="Its name for clients; else the file's name.")
+@click.option(
+    "--slots", type=click.IntRange(1, 256), show_default="4",
+    help="Requests that the embedded engine serves at once.",
+)  # fmt: skip
+@click.option(
+    "--ctx-size", type=click.IntRange(0), metavar="TOKENS",
+    help="Context of each slot of the embedded engine; 0 takes the model's own, up to 65536.",
+)  # fmt: skip
+@click.option(
+    "--threads", type=click.IntRange(0), metavar="N",
+    help="Threads of the embedded engine; 0 lets it choose.",
+)  # fmt: skip
+@click.option("--host", show_default="127.0.0.1", help="The address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), show_default="8081",
+    help="The port to listen on; 0 takes any that is free.",
+)  # fmt: skip
+@click.option(
+    "--api-key", "api_keys", multiple=True, metavar="KEY",
+    help="A key that clients must show. May be given several times; an empty one means none.  "
+    "[env: TROPILLA_API_KEY]",
+)  # fmt: skip
+@click.option(
+    "--api-key-file", type=click.Path(path_type=Path), metavar="FILE",
+    help="A file of such keys, one a line.",
+)  # fmt: skip
+@click.option(
+    "--template", metavar="NAME",
+    help="Who turns chat messages into a prompt: the server itself (auto, the default), or the "
+    "template of api_like_OAI.py (classic, which the next five options choose too), another "
+    "built-in one by its name, or a Jinja file by its path.",
+)  # fmt: skip
+@click.option(
+    "--chat-prompt", metavar="TEXT", help=r"Classic: what comes first. \n is a line break."
+)
+@click.option("--user-name", metavar="TEXT", help="Classic: what comes before the user's words.")
+@click.option("--ai-name", metavar="TEXT", help="Classic: what comes before the assistant's words.")
+@click.option("--system-name", metavar="TEXT", help="Classic: what comes before a system message.")
+@click.option(
+    "--stop", metavar="TEXT", help='Classic: what ends an answer. Default: "</s>"; "" for nothing.'
+)
+@click.option(
+    "--any-model/--no-any-model", default=None,
+    help="Answer requests for a model that nobody serves with the model that is served. "
+    "On by itself when started as api_like_OAI.py was (--llama-api, or a classic option).",
+)  # fmt: skip
+@click.option(
+    "--allow-admin/--no-allow-admin", default=None,
+    help="Relay the routes that change or expose a llama.cpp server.",
+)  # fmt: skip
+@click.pass_context
+def command(context: click.Context, /, **flags: Any) -> None:
+    """Serve OpenAI clients from llama.cpp.
+
+    With no options and no tropilla.yaml, serves a tiny model on http://127.0.0.1:8081.
+    """
+    from tropilla.cli.banner import banner, base_of, try_it  # noqa: PLC0415
+    from tropilla.config import ConfigError  # noqa: PLC0415
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    told = options.loaded(flags.pop("config_file"))
+    try:
+        config = with_flags(told, **flags)
+        from tropilla.server.run import listen, run  # noqa: PLC0415
+
+        sock = listen(config)
+    except ConfigError as error:
+        raise click.UsageError(str(error), context) from None
+    base = base_of(sock)
+    click.echo(banner(config, base, told.file))
+
+    def first(model: str) -> None:
+        if config.upstreams or config.models:
+            click.echo(try_it(config, base, model))
+
+    fatal = run(config, sock, first)
+    if fatal is not None:
+        raise click.ClickException(fatal)
+
+
+def with_flags(
+    loaded: Loaded,
+    *,
+    upstreams: tuple[str, ...],
+    upstream_api_key: str | None,
+    model: Path | None,
+    model_name: str | None,
+    slots: int | None,
+    ctx_size: int | None,
+    threads: int | None,
+    host: str | None,
+    port: int | None,
+    api_keys: tuple[str, ...],
+    api_key_file: Path | None,
+    template: str | None,
+    any_model: bool | None,
+    allow_admin: bool | None,
+    **classic: str | None,
+) -> Config:
+    """What the flags make of a config: they win, setting by setting.
+
+    `--upstream` and `--model` say what is served, in the place of the models and the upstreams
+    of the file.
+
+    Raises:
+        ConfigError: flags that cannot be, or not together.
+    """
+    import msgspec  # noqa: PLC0415
+
+    from tropilla.config import ConfigError, read_keys  # noqa: PLC0415
+
+    names = {name: text for name, text in classic.items() if text is not None}
+    if model is not None and upstreams:
+        raise ConfigError(
+            "--model is for the embedded engine: it and --upstream exclude each other."
+        )
+    if loaded.file is not None and not upstreams and "--upstream-api-key" in _typed():
+        raise ConfigError(
+            f"--upstream-api-key goes with --upstream: in {loaded.file} each upstream has its own "
+            "api_key."
+        )
+    config = loaded.config
+    over: dict[str, Any] = {
+        "listen": _listen(config, host, port),
+        "engine": _engine(
+            config, model, name=model_name, slots=slots, ctx_size=ctx_size, threads=threads
+        ),
+        "template": _template(template, names, config.template),
+    }
+    if upstreams or model is not None:
+        over |= {"models": {}, "upstreams": options.named_upstreams(upstreams, upstream_api_key)}
+    if api_keys or api_key_file is not None:
+        over["api_keys"] = read_keys(api_keys, api_key_file)
+    as_the_script = bool(names) or template == "classic" or "--llama-api" in _typed()
+    if any_model is not None or as_the_script:
+        over["any_model"] = as_the_script if any_model is None else any_model
+    if allow_admin is not None:
+        over["allow_admin"] = allow_admin
+    return msgspec.structs.replace(config, **over)
+
+
+def _listen(config: Config, host: str | None, port: int | None) -> str:
+    if host is None and port is None:
+        return config.listen
+    host = config.host if host is None else host
+    port = config.port if port is None else port
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _engine(config: Config, model: Path | None, **flags: Any) -> Any:
+    import msgspec  # noqa: PLC0415
+
+    given = {name: value for name, value in flags.items() if value}
+    # A zero is a choice: it leaves it to the engine, whatever the file says.
+    given |= {name: 0 for name in ("ctx_size", "threads") if flags[name] == 0}
+    if model is not None:
+        given = {"name": model.stem, "model": model} | given
+    return msgspec.structs.replace(config.engine, **given)
+
+
+def _template(
+    flag: str | None, names: dict[str, str], otherwise: Template | None
+) -> Template | None:
+    import msgspec  # noqa: PLC0415
+
+    from tropilla.config import ConfigError  # noqa: PLC0415
+    from tropilla.config.load import named_template  # noqa: PLC0415
+    from tropilla.templates import Classic  # noqa: PLC0415
+
+    if names:
+        if flag not in {None, "classic"}:
+            raise ConfigError(
+                f"--{next(iter(names)).replace('_', '-')} belongs to the classic template: "
+                f"leave out --template {flag}."
+            )
+        below = otherwise if flag is None and isinstance(otherwise, Classic) else Classic()
+        return msgspec.structs.replace(below, **names)
+    if flag is None:
+        return otherwise
+    try:
+        return named_template(flag)
+    except ConfigError as error:
+        raise ConfigError(f"--template: {error}") from None
+
+
+def _typed() -> set[str]:
+    """The names of the flags as they were typed: an alias is only known by its spelling."""
+    return {argument.split("=", 1)[0] for argument in sys.argv[1:]}

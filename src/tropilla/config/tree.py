@@ -1,0 +1,123 @@
+"""The settings of a gateway: their types, their bounds, their defaults, and what they mean.
+
+A setting is added here, and nowhere else: the file's reader, `config show` and the JSON Schema
+follow from the types, and the text below a setting is what an editor shows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from tropilla.templates import Template
+
+TINY_MODEL = Path(__file__).parents[1] / "models" / "tiny.gguf"
+TINY_NAME = "tropilla-tiny"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; the message says which, and how to mend it."""
+
+
+# `form` names what a text is besides a text: how it is read, and whether it may be shown.
+Name: TypeAlias = Annotated[str, Meta(min_length=1)]
+Url: TypeAlias = Annotated[str, Meta(min_length=1, extra={"form": "url"})]
+Listen: TypeAlias = Annotated[str, Meta(min_length=1, extra={"form": "listen"})]
+# What is sent in a header has no control characters: a line break would begin another one.
+_PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
+Secret: TypeAlias = Annotated[str, Meta(min_length=1, pattern=_PRINTABLE, extra={"form": "secret"})]
+File: TypeAlias = Annotated[Path, Meta(min_length=1, pattern=_PRINTABLE)]
+HeaderName: TypeAlias = Annotated[str, Meta(min_length=1, pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=86400)]
+
+
+class TimeoutsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How long an upstream is waited for, in seconds."""
+
+    connect: Seconds = 5.0
+    """How long it may take to reach it."""
+    idle: Seconds = 600.0
+    """The longest silence in an answer: a long prompt is read in silence."""
+
+
+class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A running server to send requests to."""
+
+    url: Url
+    """Its address: http://HOST:PORT, with a path if it has one, or unix:///PATH."""
+    dialect: Literal["auto", "llamacpp", "openai", "afs"] = "auto"
+    """What it speaks; `auto` finds out."""
+    model: Name | None = None
+    """The model's name there, if it is another one than here."""
+    api_key: Secret | None = None
+    """The key that it wants."""
+    headers: dict[HeaderName, Secret] = {}
+    """More headers, sent with every request."""
+    weight: Annotated[float, Meta(gt=0, le=1_000_000)] = 1.0
+    """Of two upstreams of the same model, one of weight 2 takes twice as many requests."""
+    template: Template | None = None
+    """Who turns chat messages into a prompt, for this server alone."""
+    timeouts: TimeoutsConfig = TimeoutsConfig()
+    """How long it is waited for."""
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A model by the name that clients use, and who serves it."""
+
+    upstreams: Annotated[tuple[UpstreamConfig, ...], Meta(min_length=1)]
+    """The servers that have it."""
+    aliases: tuple[Name, ...] = ()
+    """Other names by which clients may ask for it."""
+    template: Template | None = None
+    """Who turns chat messages into a prompt; `auto` leaves it to the server."""
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The embedded engine. Zeros leave the choice to it."""
+
+    model: File = TINY_MODEL
+    """The GGUF file; without one, a tiny model that comes with Tropilla."""
+    name: Name = TINY_NAME
+    """The model's name for clients; without one, the file's name."""
+    slots: Annotated[int, Meta(ge=1, le=256)] = 4
+    """Requests that it serves at once."""
+    ctx_size: Annotated[int, Meta(ge=0)] = 0
+    """Tokens of context per slot."""
+    threads: Annotated[int, Meta(ge=0)] = 0
+    """Threads that compute."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that `tropilla serve` needs to know."""
+
+    listen: Listen = "127.0.0.1:8081"
+    """HOST:PORT; port 0 takes any that is free."""
+    api_keys: tuple[Secret, ...] = ()
+    """The keys that clients must show; none at all lets anybody ask."""
+    models: Annotated[dict[Name, ModelConfig], Meta(min_length=1)] = {}
+    """The models by the names that clients use."""
+    upstreams: tuple[UpstreamConfig, ...] = ()
+    """Servers whose models are found by asking them. Neither these nor models: the engine runs."""
+    engine: EngineConfig = EngineConfig()
+    """The embedded engine, which runs where there are neither models nor upstreams."""
+    template: Template | None = None
+    """For every model that has none of its own; `auto` leaves it to the server."""
+    any_model: bool = False
+    """A name that nobody serves is answered by whatever is served, as api_like_OAI.py did."""
+    allow_admin: bool = False
+    """Relay the routes that change or expose a server."""
+    max_body: Annotated[int, Meta(ge=1, le=2**40)] = 32 * 1024 * 1024
+    """Bytes of one request."""
+
+    @property
+    def host(self) -> str:
+        """The address to listen on."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port to listen on."""
+        return int(self.listen.rpartition(":")[2])
