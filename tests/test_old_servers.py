@@ -107,3 +107,42 @@ def test_a_native_client_hears_a_list(pair: Pair) -> None:
         (0, " I'm fine."),
         (1, " I'm fine."),
     ]
+
+
+# The newest SDK, and the oldest server.
+
+
+def test_the_openai_sdk_of_today_on_a_server_of_2023(pair: Pair) -> None:
+    import openai
+
+    client, double = pair
+    double.clear()
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{client.port}/v1", api_key="none") as sdk:
+        chat = sdk.chat.completions
+        said = chat.create(model=NAME, messages=[USER], n=2, logprobs=True, top_logprobs=1, seed=3)
+        assert [choice.message.content for choice in said.choices] == [" I'm fine."] * 2
+        assert all(choice.logprobs and choice.logprobs.content for choice in said.choices)
+        assert said.usage is not None
+        assert said.usage.completion_tokens == 8
+        with chat.stream(model=NAME, messages=[USER], stop=["fine"]) as stream:
+            final = stream.get_final_completion()
+        assert (final.choices[0].message.content, final.choices[0].finish_reason) == (
+            " I'm ",
+            "stop",
+        )
+        text = sdk.completions.create(model=NAME, prompt=["a", "b"], max_tokens=3)
+        assert [choice.text for choice in text.choices] == [" I'm fine"] * 2
+        double.says = ['{"ok": ', "true}"]
+        form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+        held = chat.create(model=NAME, messages=[USER], response_format=form)
+        assert held.choices[0].message.content == '{"ok": true}'
+        assert "root ::= " in double.last()["grammar"]
+        with pytest.raises(openai.BadRequestError) as caught:
+            chat.create(model=NAME, messages=[USER], tools=[TOOL])
+        assert caught.value.param == "tools"
+        assert [model.id for model in sdk.models.list()] == [NAME]
+
+
+USER: Any = {"role": "user", "content": "How are you?"}
+TOOL: Any = {"type": "function", "function": {"name": "f"}}
+SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
