@@ -109,13 +109,13 @@ def _grammar_for(form: Format | None, traits: Traits) -> str | None:
     return grammar_of(form)
 
 
-def grammar_of(form: Format) -> str:
+def grammar_of(form: Format, path: str = "response_format.json_schema.schema") -> str:
     """A form of JSON as a grammar, which llama.cpp has always read.
 
     Raises:
         Malformed: of kind `unsupported`, for what a grammar cannot say.
     """
-    return _grammar.of_json() if form.schema is None else _grammar.of_schema(form.schema)
+    return _grammar.of_json() if form.schema is None else _grammar.of_schema(form.schema, path)
 
 
 _TYPES: dict[str, tuple[type[Any], str]] = {
@@ -162,7 +162,7 @@ def fit_native(request: Request, body: JsonObject, traits: Traits) -> list[str]:
     _check_types(body, traits)
     if traits.build < 2490 and request.format is not None and request.format.kind != "text":
         body.pop("json_schema", None)
-        body["grammar"] = grammar_of(request.format)
+        body["grammar"] = grammar_of(request.format, "json_schema")
     if traits.build < 1561 and request.knobs.min_p is not None:
         return ["min_p"]  # b1500 (#3877)
     return []
