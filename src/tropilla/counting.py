@@ -251,8 +251,8 @@ class _Counter:
         return count
 
     async def _ask(self, asked: Wire) -> JsonObject:
-        ask = self._upstream.link.ask("POST", asked.path, asked.body, seconds=SECONDS)
-        status, answer = await ask
+        link = self._upstream.link
+        status, answer = await link.ask("POST", asked.path, asked.body, seconds=None)
         told = decode(answer) if status == 200 else None
         if type(told) is not dict:
             raise Malformed("The upstream's tokenizer gave no answer.")

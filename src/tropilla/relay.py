@@ -140,7 +140,7 @@ async def _attempt(
     template = lease.template or _own_template(request, traits)
     lost: tuple[str, ...] = ()
     if template is not None and front.NAME != "llamacpp":
-        wanted, lost = flatten(wanted, template)
+        wanted, lost = flatten(wanted, template, eos=traits.eos or "")
     back = _back_for(wanted, traits)
     asked = Counted(
         exchange(upstream, back, wanted, extras=back.NAME == front.NAME), upstream, wanted
@@ -157,13 +157,13 @@ async def _attempt(
 def _own_template(request: Request, traits: Traits) -> Template | None:
     """The template for a server whose chat is not there, or cannot tell what is wanted.
 
-    That is the one it tells of; one that tells of none is asked as the script asked it.
+    That is one that is known here and does what the one it tells does: nothing that a server says
+    is run. Else it is asked as the script asked it.
     """
     if not isinstance(request.input, Chat) or (traits.chat and chat_tells(request, traits)):
         return None
-    if traits.template is None:
-        return None if traits.chat else Classic()
-    return templates.compiled("the server's template", traits.template, eos=traits.eos or "")
+    known = templates.recognised(traits.template) if traits.template is not None else None
+    return Classic() if known is None and not traits.chat else known
 
 
 def _back_for(request: Request, traits: Traits) -> Dialect:

@@ -12,11 +12,21 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from tropilla.ir import Chat, Completion, Malformed, Message, Request
-from tropilla.templates.builtin import JINJA
+from tropilla.templates.builtin import JINJA, family
 from tropilla.templates.classic import Classic
 from tropilla.templates.jinja import Jinja, compiled
 
-__all__ = ["NAMES", "Classic", "Flattened", "Jinja", "Template", "compiled", "flatten", "named"]
+__all__ = [
+    "NAMES",
+    "Classic",
+    "Flattened",
+    "Jinja",
+    "Template",
+    "compiled",
+    "flatten",
+    "named",
+    "recognised",
+]
 
 Template: TypeAlias = Classic | Jinja
 
@@ -36,6 +46,15 @@ def named(name: str) -> Template:
     return compiled(name, source, stop=tuple(stop))
 
 
+def recognised(source: str) -> Template | None:
+    """The template that is known by name and does what this one does, if there is one.
+
+    It is for what a server tells: nothing of the source is run.
+    """
+    name = family(source)
+    return None if name is None else named(name)
+
+
 class Flattened(NamedTuple):
     """A request as raw text to be continued, and the fields that are lost in it."""
 
@@ -43,11 +62,12 @@ class Flattened(NamedTuple):
     dropped: tuple[str, ...]
 
 
-def flatten(request: Request, template: Template) -> Flattened:
+def flatten(request: Request, template: Template, *, bos: str = "", eos: str = "") -> Flattened:
     """The same request as raw text to be continued, or as it is when it is text already.
 
     The template's stop texts come before the client's own. The classic one's holds for completions
-    too, as the script did it.
+    too, as the script did it. `bos` and `eos` are the server's beginning and end of text, for a
+    template that was not told.
 
     Raises:
         Malformed: of kind `unsupported`, for what the template cannot say.
@@ -62,6 +82,10 @@ def flatten(request: Request, template: Template) -> Flattened:
             "The prompt is made by a template here, which cannot tell the model about tools.",
             param="tools",
             kind="unsupported",
+        )
+    if isinstance(template, Jinja):
+        template = msgspec.structs.replace(
+            template, bos=template.bos or bos, eos=template.eos or eos
         )
     prompt = template.prompt(chat.messages)
     flat = msgspec.structs.replace(
