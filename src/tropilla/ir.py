@@ -57,11 +57,15 @@ class Refusal(Value, frozen=True, kw_only=True):
 
 
 class ToolCall(Value, frozen=True, kw_only=True):
-    """A call that the assistant asks for; `arguments` is the JSON text exactly as written."""
+    """A call that the assistant asks for; `arguments` is the JSON text exactly as written.
+
+    A `custom` tool's are free text.
+    """
 
     id: str
     name: str
     arguments: str
+    custom: bool = False
     extras: JsonObject = {}
 
 
@@ -102,12 +106,17 @@ class Message(Value, frozen=True, kw_only=True):
 
 
 class Tool(Value, frozen=True, kw_only=True):
-    """A function that the model may call; `parameters` is a JSON Schema."""
+    """A function that the model may call; `parameters` is a JSON Schema.
+
+    A `custom` one takes free text instead, of a `form` if it has one (OpenAI's `format`).
+    """
 
     name: str
     description: str | None = None
     parameters: JsonObject | None = None
     strict: bool | None = None
+    custom: bool = False
+    form: JsonObject | None = None
     extras: JsonObject = {}
     beside: JsonObject = {}
     """What stands beside the function, where a wire has place for that."""
@@ -151,6 +160,8 @@ class Completion(Value, frozen=True, kw_only=True):
     listed: bool = False
     """Whether the client sent a list of prompts: a native answer is then a list too."""
     echo: bool = False
+    best_of: int | None = None
+    """How many continuations of each prompt the `n` likeliest are chosen from."""
 
 
 class Infill(Value, frozen=True, kw_only=True):
@@ -273,12 +284,13 @@ class Progress(Value, frozen=True, kw_only=True):
 
 
 class PartStarted(Value, frozen=True, kw_only=True):
-    """A part of a choice begins; `id` and `name` are a tool call's."""
+    """A part of a choice begins; `id`, `name` and `custom` are a tool call's."""
 
     choice: int = 0
     kind: PartKind
     id: str | None = None
     name: str | None = None
+    custom: bool = False
 
 
 class PartDelta(Value, frozen=True, kw_only=True):
@@ -353,9 +365,10 @@ class Problem(Value, frozen=True, kw_only=True):
 
 
 class Failed(Value, frozen=True, kw_only=True):
-    """The answer broke off, or never came."""
+    """The answer broke off, or never came; `usage` is what it took until then, where known."""
 
     problem: Problem
+    usage: Usage | None = None
 
 
 Event: TypeAlias = (
@@ -513,7 +526,10 @@ class _OpenChoice:
             case PartStarted(kind="refusal"):
                 self.parts.append(Refusal(text=text))
             case _:
-                self.parts.append(ToolCall(id=head.id or "", name=head.name or "", arguments=text))
+                call = ToolCall(
+                    id=head.id or "", name=head.name or "", arguments=text, custom=head.custom
+                )
+                self.parts.append(call)
 
     def choice(self, index: int) -> Choice:
         return Choice(
@@ -610,7 +626,13 @@ def _unfold_choice(choice: Choice) -> Iterator[Event]:
                 yield PartStarted(choice=index, kind="refusal")
                 text = part.text
             case ToolCall():
-                yield PartStarted(choice=index, kind="tool_call", id=part.id, name=part.name)
+                yield PartStarted(
+                    choice=index,
+                    kind="tool_call",
+                    id=part.id,
+                    name=part.name,
+                    custom=part.custom,
+                )
                 text = part.arguments
             case Image() | Audio() | Opaque():
                 continue
