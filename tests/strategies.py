@@ -352,7 +352,7 @@ def _choice(draw: st.DrawFn, request: Request, index: int, can: Carries) -> list
         if kind == last and kind != "tool_call":
             continue
         last = kind
-        call = {"id": draw(some), "name": draw(some)} if kind == "tool_call" else {}
+        call: Any = {"id": draw(some), "name": draw(some)} if kind == "tool_call" else {}
         told.append(PartStarted(choice=index, kind=kind, **call))
         first = words if kind == "tool_call" else some
         told.append(PartDelta(choice=index, text=draw(first), **extra()))

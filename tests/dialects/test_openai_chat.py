@@ -46,7 +46,7 @@ STARTED = Started(id="chatcmpl-1", created=5, model="theirs", fingerprint="b1")
 FINISHED = Finished(usage=Usage(prompt_tokens=3, completion_tokens=2))
 
 
-def part(kind: PartKind, *texts: str, choice: int = 0, **call: str) -> list[Event]:
+def part(kind: PartKind, *texts: str, choice: int = 0, **call: Any) -> list[Event]:
     deltas = [PartDelta(choice=choice, text=text) for text in texts]
     return [PartStarted(choice=choice, kind=kind, **call), *deltas, PartEnded(choice=choice)]
 
