@@ -312,7 +312,7 @@ async def test_a_server_that_changes_its_model_while_nobody_looks(
     tropilla = await gateway(double)
     double.models = ("other",)
     tropilla.fleet.upstreams[0].recheck.set()
-    await tropilla.until(lambda: "other" in tropilla.fleet.models())
+    await tropilla.until(lambda: "other" in tropilla.fleet.serving())
     assert (await tropilla.chat()).status == 404
     assert (await tropilla.chat(model="other")).status == 200
 

@@ -20,8 +20,9 @@ import msgspec
 from tropilla import dialects, measured, measures, relay
 from tropilla.config import Config
 from tropilla.dialects import Dialect
-from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemError, ProblemKind, Traits
+from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemError, ProblemKind
 from tropilla.keys import Keys
+from tropilla.server import models
 from tropilla.server.reply import Message, Reply, Send
 from tropilla.server.routes import Forward, Generate, Measure, Methods, Own, Router
 from tropilla.upstream.fleet import Fleet
@@ -204,27 +205,14 @@ class Gateway:
         await reply.whole(503, body, {"retry-after": "1"})
 
     async def _models(self, reply: Reply) -> None:
-        models = sorted(self._fleet.models().items())
-        data = [self._card(name, card, traits) for name, (card, traits) in models]
+        data = models.cards(self._fleet, self._since)
         await reply.whole(200, msgspec.json.encode({"object": "list", "data": data}))
 
     async def _model(self, name: str, reply: Reply) -> None:
-        found = self._fleet.models().get(name)
-        if found is None:
+        card = models.card(self._fleet, name, self._since)
+        if card is None:
             raise ProblemError(self._fleet.unknown(name))
-        await reply.whole(200, msgspec.json.encode(self._card(name, *found)))
-
-    def _card(self, name: str, card: JsonObject, traits: Traits) -> JsonObject:
-        created, owner = card.get("created"), card.get("owned_by")
-        own: JsonObject = {
-            "id": name,
-            "object": "model",
-            "created": created if type(created) is int else self._since,
-            "owned_by": owner if type(owner) is str else _NATIVE,
-        }
-        if traits.n_ctx is not None:
-            own["context_length"] = traits.n_ctx
-        return card | own
+        await reply.whole(200, msgspec.json.encode(card))
 
 
 _HEALTH = Own(name="health")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tropilla.config import Config, EngineConfig, UpstreamConfig
 from tropilla.dialects import afs
 from tropilla.herd.balance import Ability, Candidate, State, pick
-from tropilla.ir import JsonObject, Problem, ProblemError, Traits, UpstreamDialect
+from tropilla.ir import Problem, ProblemError, Traits, UpstreamDialect
 from tropilla.templates import Template
 from tropilla.upstream.engine import Engine, EngineOptions, EngineProblem, EngineState
 from tropilla.upstream.http import Link
@@ -320,7 +320,7 @@ class Fleet:
     ) -> tuple[Upstream, str | None]:
         deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
         while True:
-            if self._config.any_model and model not in self.models():
+            if self._config.any_model and not any(model in one.offers for one in self.upstreams):
                 model = None
             avoided = {self.upstreams.index(avoid)} if avoid is not None else set()
             candidates = [one.candidate(model) for one in self.upstreams]
@@ -345,13 +345,13 @@ class Fleet:
             self._set(upstream, "starting", problem)
         upstream.recheck.set()
 
-    def models(self) -> dict[str, tuple[JsonObject, Traits]]:
-        """What is served, by name: what an upstream says of it, and of itself."""
-        return {
-            name: (upstream.traits.models.get(upstream.there(name) or "", {}), upstream.traits)
-            for upstream in reversed(self.upstreams)
-            for name in upstream.offers
-        }
+    def serving(self) -> dict[str, list[Upstream]]:
+        """Who serves what, by every name that a client can ask for."""
+        serving: dict[str, list[Upstream]] = {}
+        for upstream in self.upstreams:
+            for name in upstream.offers:
+                serving.setdefault(name, []).append(upstream)
+        return serving
 
     def state(self) -> State:
         """How the gateway is: as well as its best upstream."""
@@ -364,7 +364,7 @@ class Fleet:
         return Problem(
             kind="unknown_model",
             message=f"The model '{model}' does not exist here. Served: "
-            f"{', '.join(sorted(self.models())) or 'nothing yet'}.",
+            f"{', '.join(sorted(self.serving())) or 'nothing yet'}.",
             param="model",
         )
 
