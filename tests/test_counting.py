@@ -20,14 +20,17 @@ from doubles.upstream import (
     Exchange,
     Script,
     answers,
+    breaks,
     chunk,
     event,
     streams,
 )
 from tropilla import counting, ir
-from tropilla.config import ModelConfig, UpstreamConfig
+from tropilla.config import Config, ModelConfig, UpstreamConfig
 from tropilla.dialects import named
+from tropilla.exchange import exchange
 from tropilla.ir import Usage
+from tropilla.upstream.fleet import Fleet
 
 pytestmark = pytest.mark.anyio
 
@@ -427,3 +430,98 @@ def test_where_nobody_counts_nothing_is_kept() -> None:
 )
 def test_what_is_untold(usage: Usage | None, *, untold: bool) -> None:
     assert counting._is_untold(usage) is untold
+
+
+# Of an answer that thinks, that fails, that is given up.
+
+
+def thinks(*texts: str) -> tuple[bytes, ...]:
+    """Chunks of reasoning."""
+    return tuple(
+        chunk().replace(b'"delta":{}', b'"delta":{"reasoning_content":%b}' % msgspec.json.encode(t))
+        for t in texts
+    )
+
+
+def reasoning_tokens(answer: Answer) -> int:
+    """How many tokens of an answer were reasoning."""
+    whole = answer.headers["content-type"] == "application/json"
+    usage = (answer.json if whole else answer.events[-2])["usage"]
+    assert "estimated" not in usage, "the counts of the upstream stand"
+    assert usage["completion_tokens"] == 6
+    tokens: int = usage["completion_tokens_details"]["reasoning_tokens"]
+    return tokens
+
+
+THOUGHTS = (*thinks("Hm, ", "let me see"), chunk("Well."), chunk(reason="stop"))
+USED = chunk(usage={"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}).replace(
+    b'"choices":[{"index":0,"delta":{},"finish_reason":null}]', b'"choices":[]'
+)
+
+
+@FORMS
+async def test_how_much_was_thought(gateway: Serve, double: Double, *, stream: bool) -> None:
+    double.on(CHAT, streams(*THOUGHTS, USED, DONE))
+    double.on(TOKENIZE, answers(200, b'{"tokens":[1,2,3,4]}'))
+    tropilla = await gateway(double)
+    assert reasoning_tokens(await ask(tropilla, CHAT, stream=stream)) == 4
+    (asked,) = (one for one in double.requests if one.path == TOKENIZE)
+    assert asked.json["content"] == "Hm, let me see"
+
+
+@FORMS
+async def test_where_it_is_not_counted_it_is_its_part_of_the_text(
+    gateway: Serve, double: Double, *, stream: bool
+) -> None:
+    double.on(CHAT, streams(*THOUGHTS, USED, DONE))
+    double.on(TOKENIZE, answers(500, b"{}"))
+    assert reasoning_tokens(await ask(await gateway(double), CHAT, stream=stream)) == 4
+
+
+async def test_an_answer_without_thoughts_is_not_counted_again(
+    gateway: Serve, double: Double
+) -> None:
+    double.on(CHAT, streams(chunk("Well."), chunk(reason="stop"), USED, DONE))
+    answer = await ask(await gateway(double), CHAT, stream=False)
+    assert answer.json["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
+    assert [one.path for one in double.requests] == [CHAT]
+
+
+async def test_an_answer_that_fails_tells_what_it_took(double: Double) -> None:
+    double.on(CHAT, breaks(chunk("Well"), chunk(", ")))
+    fleet = Fleet(Config(upstreams=(UpstreamConfig(url=double.url),)))
+    await fleet.start()
+    front = named("openai_chat")
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hello!"}]}
+    request = front.parse_request(body, CHAT)
+    async with fleet.lease("m") as lease:
+        asked = exchange(lease.upstream, front, request, extras=False)
+        async with counting.Counted(asked, lease.upstream, request) as answer:
+            told: list[ir.Event] = []
+            while not told or not isinstance(told[-1], ir.Failed):
+                told += (await answer.next())[0]
+                used = answer.usage
+    await fleet.stop()
+    assert used == Usage(prompt_tokens=6, completion_tokens=2, extras={"estimated": True})
+    assert isinstance(told[-1], ir.Failed)
+    assert told[-1].usage == used
+
+
+@FORMS
+async def test_an_answer_that_is_given_up_is_told_to_the_operator(
+    gateway: Serve, double: Double, caplog: pytest.LogCaptureFixture, *, stream: bool
+) -> None:
+    tropilla = await gateway(double)
+    raw = await tropilla.connect()
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hello!"}]}
+    with caplog.at_level("INFO", "tropilla"):
+        await raw.post(CHAT, body | {"stream": stream})
+        asked = await double.arrives()
+        await asked.head()
+        await asked.send(chunk("Well") + chunk(", "))
+        if stream:
+            await raw.see(b'", "')
+        raw.leave()
+        await asked.left()
+    (line,) = (one.getMessage() for one in caplog.records if "to the end" in one.getMessage())
+    assert "read about 6 tokens" in line

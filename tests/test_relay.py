@@ -12,6 +12,7 @@ from conftest import CHAT, Answer, Serve, Served, Start
 from doubles.upstream import (
     DEADLINE,
     DONE,
+    JSON,
     LOADING,
     SSE,
     USAGE,
@@ -537,3 +538,39 @@ async def test_a_base_path_of_an_upstream_is_kept(gateway: Serve, double: Double
         double.on(path, script)
     tropilla = await gateway(f"{double.url}/llama/")
     assert said(await tropilla.chat()) == "Hello there"
+
+
+# What SDKs are told of trying again.
+
+
+async def test_when_to_ask_again_is_told_in_seconds_and_in_milliseconds(
+    gateway: Serve, double: Double
+) -> None:
+    double.on(PATH, answers(429, b'{"error":{"message":"Slow down."}}', JSON, "Retry-After: 7"))
+    answer = await (await gateway(double)).chat()
+    assert answer.status == 429
+    assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == ("7", "7000")
+    assert "x-should-retry" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "told"),
+    [
+        (refuses(500, "Compute error.", "server_error"), 502, {"x-should-retry": "false"}),
+        (breaks(chunk("Hello")), 502, {"x-should-retry": "false"}),
+        (closes, 503, {"retry-after": "1", "retry-after-ms": "1000"}),
+    ],
+    ids=["refused", "broken off", "not begun"],
+)
+async def test_what_two_upstreams_have_worked_at_is_not_asked_for_again(
+    gateway: Serve, doubles: Start, script: Script, status: int, told: dict[str, str]
+) -> None:
+    one, two = await doubles(), await doubles()
+    for double in (one, two):
+        double.on(PATH, script)
+    answer = await (await gateway(one, two)).chat()
+    names = ("x-should-retry", "retry-after", "retry-after-ms")
+    assert answer.status == status
+    assert {name: answer.headers[name] for name in names if name in answer.headers} == told
+    assert one.requests
+    assert two.requests

@@ -1,16 +1,18 @@
-"""Usage for an answer whose upstream told none: counted by its tokenizer, or else estimated.
+"""What an answer took: as the upstream told it, or counted by its tokenizer, or else estimated.
 
 Streams of llama.cpp's chat tell no usage before b2600 or so, and many servers that speak OpenAI's
 API tell none at all. Counting never makes a good answer fail, and waits two seconds at most; what
 is estimated says so: `"estimated": true` beside the counts.
 
 What is counted is what the server itself would have counted: a prompt with the mark of its
-beginning, and an answer with the token that ended it.
+beginning, and an answer with the token that ended it. What an answer took that failed, or was
+given up, is always an estimate.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -27,6 +29,7 @@ from tropilla.ir import (
     ChoiceEnded,
     Completion,
     Event,
+    Failed,
     Finished,
     Image,
     Infill,
@@ -34,8 +37,10 @@ from tropilla.ir import (
     Malformed,
     Opaque,
     PartDelta,
+    PartEnded,
     PartStarted,
     ProblemError,
+    Progress,
     Prompt,
     Reasoning,
     Refusal,
@@ -67,7 +72,7 @@ _MANY = 256
 
 
 class Counted:
-    """An exchange whose last event always tells a usage."""
+    """An exchange whose last event always tells a usage, and all of it."""
 
     def __init__(self, asked: Exchange, upstream: Upstream, request: Request) -> None:
         self._asked = asked
@@ -76,7 +81,13 @@ class Counted:
         self._said = _Said(keeps=_may_be_counted(upstream.traits))
         self._end: Finished | None = None
         self._left = False
+        self._usage: Usage | None = None
         self.dropped = asked.dropped
+
+    @property
+    def usage(self) -> Usage:
+        """What the answer has taken until now."""
+        return self._usage or self._said.usage(self._request, self._upstream.traits)
 
     async def __aenter__(self) -> Self:
         await self._asked.__aenter__()
@@ -94,18 +105,39 @@ class Counted:
     async def next(self) -> tuple[list[Event], bool]:
         """As the exchange's own."""
         if self._end is not None:
-            usage = await _usage(self._upstream, self._request, self._said)
-            return [msgspec.structs.replace(self._end, usage=usage)], False
+            return [await self._told(self._end)], False
         batch, alive = await self._asked.next()
         self._said.note(batch)
-        if batch and isinstance(end := batch[-1], Finished) and _is_untold(end.usage):
-            # What was said reaches the client before it is counted; and a server that does not
-            # know that its answer is over, because a stop word was found here, is left at once.
-            self._end = end
-            self._left = True
-            await self._asked.__aexit__(None, None, None)
-            return batch[:-1], False
+        match batch[-1:]:
+            case [Failed() as end]:
+                batch[-1] = msgspec.structs.replace(end, usage=self.usage)
+            case [Finished() as end] if self._lacks(end.usage):
+                # What was said reaches the client before it is counted; and a server that does
+                # not know that its answer is over, because a stop word was found here, is left
+                # at once.
+                self._end = end
+                self._left = True
+                await self._asked.__aexit__(None, None, None)
+                return batch[:-1], False
+            case [Finished(usage=usage)]:
+                self._usage = usage
         return batch, alive
+
+    def _lacks(self, usage: Usage | None) -> bool:
+        """Whether a usage does not tell all: no server tells how much of an answer was thought."""
+        return _is_untold(usage) or (
+            usage is not None and usage.reasoning_tokens is None and self._said.thinks
+        )
+
+    async def _told(self, end: Finished) -> Finished:
+        usage = end.usage
+        if usage is None or _is_untold(usage):
+            usage = await _usage(self._upstream, self._request, self._said)
+        if usage.reasoning_tokens is None and self._said.thinks:
+            thought = await _thought(self._upstream, self._request, self._said, usage)
+            usage = msgspec.structs.replace(usage, reasoning_tokens=thought)
+        self._usage = usage
+        return msgspec.structs.replace(end, usage=usage)
 
 
 def _is_untold(usage: Usage | None) -> bool:
@@ -125,6 +157,10 @@ class _Said:
     def __init__(self, *, keeps: bool) -> None:
         self._keeps = keeps
         self._texts: dict[int, list[str]] = {}
+        self._thinking: set[int] = set()
+        self._thoughts: list[str] = []
+        self._prompt: int | None = None
+        self._pieces = 0
         self.size = 0
         """In bytes of UTF-8."""
         self.ends: list[ChoiceEnded] = []
@@ -134,24 +170,54 @@ class _Said:
         for event in events:
             match event:
                 case PartDelta(text=text):
+                    self._pieces += 1
                     self._take(event.choice, text)
+                    if event.choice in self._thinking:
+                        _keep(self._thoughts, text)
+                case PartStarted(kind="reasoning"):
+                    self._thinking.add(event.choice)
+                case PartEnded():
+                    self._thinking.discard(event.choice)
                 case PartStarted(name=str(name)):
                     self._take(event.choice, name)
                 case ChoiceEnded():
                     self.ends.append(event)
+                case Progress(total=total):
+                    self._prompt = total
 
     def _take(self, choice: int, text: str) -> None:
         self.size += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
         if self._keeps:
-            texts = self._texts.setdefault(choice, [])
-            texts.append(text)
-            if len(texts) == _MANY:
-                # A text of one token takes ten times its size.
-                texts[:] = ["".join(texts)]
+            _keep(self._texts.setdefault(choice, []), text)
 
     def texts(self) -> list[str]:
         """The texts of all choices that said something."""
         return ["".join(texts) for texts in self._texts.values()]
+
+    @property
+    def thinks(self) -> bool:
+        """Whether some of it was reasoning."""
+        return bool(self._thoughts)
+
+    @property
+    def thoughts(self) -> str:
+        """The reasoning of all choices."""
+        return "".join(self._thoughts)
+
+    def usage(self, request: Request, traits: Traits) -> Usage:
+        """An estimate of what was used until now: a llama.cpp server sends each token alone."""
+        return Usage(
+            prompt_tokens=_guess(request) if self._prompt is None else self._prompt,
+            completion_tokens=self._pieces if traits.llamacpp else _tokens_in(self.size),
+            extras={"estimated": True},
+        )
+
+
+def _keep(texts: list[str], text: str) -> None:
+    texts.append(text)
+    if len(texts) == _MANY:
+        # A text of one token takes ten times its size.
+        texts[:] = ["".join(texts)]
 
 
 # Counting.
@@ -176,6 +242,20 @@ async def _usage(upstream: Upstream, request: Request, said: _Said) -> Usage:
     return told if exact else msgspec.structs.replace(told, extras={"estimated": True})
 
 
+async def _thought(upstream: Upstream, request: Request, said: _Said, usage: Usage) -> int:
+    """How many tokens of an answer were reasoning, without the marks around it.
+
+    Where nobody can count them it is their part of the text.
+    """
+    form = _tokenizers.form_of(upstream.traits)
+    if form is not None:
+        counter = _Counter(upstream, form, request.model)
+        with suppress(ProblemError, TimeoutError):
+            async with asyncio.timeout(SECONDS):
+                return min(await counter.text(said.thoughts), usage.completion_tokens)
+    return round(usage.completion_tokens * _size(said.thoughts) / max(said.size, 1))
+
+
 class _Counter:
     """An upstream's tokenizer. Whatever fails here is a `ProblemError`."""
 
@@ -189,7 +269,7 @@ class _Counter:
         """The tokens of an answer; `None` where its texts were not kept."""
         if said.size and not said.texts():
             return None
-        counts = [await self._text(text) for text in said.texts()]
+        counts = [await self.text(text) for text in said.texts()]
         return sum(counts) + sum([await self._ending(end) for end in said.ends])
 
     async def _ending(self, end: ChoiceEnded) -> int:
@@ -197,7 +277,7 @@ class _Counter:
         old = self._traits.llamacpp and self._traits.build < _COUNTS_END
         if end.reason == "length" or old or self._form == "llama-cpp-python":
             return 0
-        return 1 if end.stop_word is None else await self._text(end.stop_word)
+        return 1 if end.stop_word is None else await self.text(end.stop_word)
 
     async def prompt(self, request: Request) -> int | None:
         """The tokens of a prompt; `None` where only the server knows what it made of it."""
@@ -234,7 +314,8 @@ class _Counter:
         asked = _tokenizers.ask_text(self._form, prompt, self._model, begins=begins and not old)
         return await self._count(asked) + (begins and old)
 
-    async def _text(self, text: str) -> int:
+    async def text(self, text: str) -> int:
+        """The tokens of a text in the middle of an answer."""
         if not text:
             return 0
         asked = _tokenizers.ask_text(self._form, text, self._model, begins=False)

@@ -13,6 +13,7 @@ the stream. Giving up in any phase (the task is cancelled) closes the upstream's
 
 from __future__ import annotations
 
+import logging
 from asyncio import CancelledError
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
@@ -41,6 +42,8 @@ from tropilla.ir import (
 )
 from tropilla.templates import Classic, Template, flatten
 from tropilla.upstream.fleet import Fleet, Lease, Upstream
+
+log = logging.getLogger("tropilla")
 
 
 class Reply(Protocol):
@@ -148,10 +151,18 @@ async def _attempt(
     asked.dropped = (*lost, *asked.dropped)
     ids = await _prompt_ids(wanted, upstream) if request.tokenize and not request.stream else None
     async with asked as answer:
-        if request.stream:
-            await _stream(front, request, stamp, answer, reply)
-        else:
-            await _whole(front, request, stamp, answer, reply, ids)
+        try:
+            if request.stream:
+                await _stream(front, request, stamp, answer, reply)
+            else:
+                await _whole(front, request, stamp, answer, reply, ids)
+        except BaseException:
+            used = asked.usage
+            log.info(
+                "req_%s was not answered to the end; %s read about %d tokens and wrote %d.",
+                origin.unique, upstream.name, used.prompt_tokens, used.completion_tokens,
+            )  # fmt: skip
+            raise
 
 
 def _own_template(request: Request, traits: Traits) -> Template | None:

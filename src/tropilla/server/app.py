@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from math import ceil
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs
 
@@ -50,6 +51,9 @@ STATUS: dict[ProblemKind, int] = {
     "timeout": 504,
     "internal": 500,
 }
+_WORKED: frozenset[ProblemKind] = frozenset({"upstream_failed", "timeout", "internal"})
+"""Much may have been generated before these, and on two upstreams: SDKs would have it done again,
+twice, if they were not told not to."""
 _PASS_OVER_SECONDS = 10.0
 _NATIVE = "llamacpp"
 _DEFAULT = "openai_chat"
@@ -123,7 +127,7 @@ class Gateway:
     async def _generate(self, call: _Call, action: Generate, reply: Reply) -> None:
         body = _object(await call.body(self._config.max_body))
         request = call.dialect.parse_request(body, action.path)
-        origin = relay.Origin(uuid.uuid4().hex, int(time.time()))
+        origin = relay.Origin(reply.request_id.removeprefix("req_"), int(time.time()))
         await call.until_gone(
             reply,
             relay.generate(
@@ -180,7 +184,10 @@ class Gateway:
         if status == 413:
             headers["connection"] = "close"
         if problem.retry_after is not None:
-            headers["retry-after"] = f"{problem.retry_after:g}"
+            headers["retry-after"] = str(max(1, ceil(problem.retry_after)))
+            headers["retry-after-ms"] = str(ceil(problem.retry_after * 1000))
+        elif problem.kind in _WORKED:
+            headers["x-should-retry"] = "false"
         body = call.dialect.render_problem(problem, status)
         if status == 413:
             await reply.whole(status, body, headers, before_end=call.pass_over())
