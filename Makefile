@@ -15,7 +15,7 @@ LOCKED := install --require-hashes --only-binary :all: --requirement
 unexport PIP_REQUIRE_VIRTUALENV PIP_USER PIP_TARGET PIP_PREFIX PYTHONPATH PYTHONHOME
 
 .DELETE_ON_ERROR:
-.PHONY: help install serve test matrix check clients lock clean
+.PHONY: help install serve test matrix check clients fuzz lock clean
 
 help: ## List these
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +43,10 @@ clients: .venv/.serve $(CLIENTS:%=.venvs/%/.done) ## Try the OpenAI SDKs, of Pyt
 	fi
 	@exec $(BIN)/python tests/clients/run.py $(ARGS)
 
-lock: ## Renew requirements/ and the clients' locks (wants the network)
+fuzz: .venv/.serve .venvs/fuzz/.done ## Fuzz a real gateway with its own document (ARGS="--cases 500": fewer)
+	@exec $(BIN)/python tests/fuzz/run.py $(ARGS)
+
+lock: ## Renew requirements/ and the locks of the clients and the fuzzer (wants the network)
 	@PYTHON=$(PYTHON) tools/lock.sh
 
 clean: ## Remove all that these commands made
@@ -69,11 +72,19 @@ $(BIN)/pip:
 	@if [ $* = dev ]; then touch .venv/.serve; fi
 	@touch $@
 
-$(CLIENTS:%=.venvs/%/.done): .venvs/%/.done: tests/clients/%/requirements.txt
-	@echo "Setting up .venvs/$* ..."
-	$(call make_venv,--clear .venvs/$*)
-	@.venvs/$*/bin/python $(PIP) $(LOCKED) $<
+# An environment of its own, from the lock that is named.
+define make_locked
+	@echo "Setting up $(@D) ..."
+	$(call make_venv,--clear $(@D))
+	@$(@D)/bin/python $(PIP) $(LOCKED) $<
 	@touch $@
+endef
+
+$(CLIENTS:%=.venvs/%/.done): .venvs/%/.done: tests/clients/%/requirements.txt
+	$(make_locked)
+
+.venvs/fuzz/.done: tests/fuzz/requirements.txt
+	$(make_locked)
 
 $(NODE_CLIENTS:%=.venvs/node-%/.done): .venvs/node-%/.done: tests/clients/openai_node/%/package-lock.json
 	@echo "Setting up .venvs/node-$* ..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,6 +18,7 @@ import pytest
 import uvicorn
 
 from doubles.upstream import DEADLINE, Double
+from openapi_schema import check_answer
 from tropilla.config import TINY_MODEL, Config, UpstreamConfig
 from tropilla.server.app import Gateway
 from tropilla.server.run import settings
@@ -68,6 +70,9 @@ class Answer:
         )
 
 
+_ASKED = re.compile(rb"^[A-Z]+ (\S+) HTTP/1\.1\r$", re.MULTILINE)
+
+
 class Raw:
     """A client down to the bytes."""
 
@@ -75,9 +80,12 @@ class Raw:
         self.reader = reader
         self.writer = writer
         self._held = b""
+        self._paths: list[str] = []
+        """Of what was asked, and not answered yet."""
 
     async def send(self, data: bytes) -> None:
         """Send bytes."""
+        self._paths += [path.decode() for path in _ASKED.findall(data)]
         self.writer.write(data)
         await self.writer.drain()
 
@@ -125,6 +133,8 @@ class Raw:
                 assert piece, "the connection ended before the body did"
                 self._held += piece
             body, self._held = self._held[:size], self._held[size:]
+        if self._paths and status >= 200:
+            check_answer(self._paths.pop(0), status, headers.get("content-type", ""), body)
         return Answer(status, headers, body)
 
     async def rest(self) -> bytes:
@@ -185,7 +195,10 @@ class Served:
             ) as answer,
         ):
             found = {name.lower(): value for name, value in answer.headers.items()}
-            return Answer(answer.status, found, await answer.read())
+            data = await answer.read()
+            if method == "POST":
+                check_answer(path, answer.status, answer.headers.get("content-type", ""), data)
+            return Answer(answer.status, found, data)
 
     async def chat(self, *, path: str = "/v1/chat/completions", **fields: Any) -> Answer:
         """Ask for a chat completion."""
@@ -196,6 +209,12 @@ class Served:
         async with asyncio.timeout(DEADLINE):
             while not holds():
                 await self.fleet._changed.wait()
+
+    async def has(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds that no event tells of, which must come."""
+        async with asyncio.timeout(DEADLINE):
+            while not holds():  # noqa: ASYNC110 - no event tells of it
+                await asyncio.sleep(0)
 
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hello!"}]}
@@ -223,7 +242,8 @@ async def served(config: Config) -> AsyncIterator[Served]:
     """The real thing: uvicorn as `tropilla serve` sets it up, the gateway, its fleet."""
     sock = socket.create_server(("127.0.0.1", 0), backlog=128)
     fleet = Fleet(config)
-    server = uvicorn.Server(settings(Gateway(config, fleet)))
+    gateway = Gateway(config, fleet)
+    server = uvicorn.Server(settings(gateway))
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
     await fleet.start()
@@ -248,6 +268,7 @@ async def served(config: Config) -> AsyncIterator[Served]:
             await listener.wait_closed()
         sock.close()
         await fleet.stop()
+        gateway.close()
 
 
 @pytest.fixture

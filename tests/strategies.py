@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from dialects.afs.asked import requests as afs_requests
+from dialects.openai_responses.asked import requests as response_requests
 from tropilla import ir
 from tropilla.ir import (
     Chat,
@@ -73,6 +74,10 @@ class Carries(NamedTuple):
     """Native counts say how much was cached only among the timings."""
     timings: bool = True
     """Without, there is no place for how much was cached either."""
+    only_text_chances: bool = False
+    """Of what is not text, and of the end of a choice, no probabilities are told."""
+    calls_are_reasons: bool = False
+    """Whether a choice ended in calls is told by the calls that it made."""
 
 
 CARRIES = {
@@ -99,6 +104,18 @@ CARRIES = {
         tokens=True,
         progress=True,
         usage_details=False,
+    ),
+    "openai_responses": Carries(
+        inputs=(Chat,),
+        include_usage=False,
+        most_logprobs=20,
+        formats=True,
+        kinds=("text", "reasoning", "refusal", "tool_call"),
+        reasons=("stop", "length", "tool_calls", "content_filter"),
+        ids=False,
+        ends_with_numbers=True,
+        only_text_chances=True,
+        calls_are_reasons=True,
     ),
     "afs": Carries(
         inputs=(Chat, Completion, Infill),
@@ -152,7 +169,9 @@ def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 _amounts = st.floats(-100, 100) | st.integers(-100, 100)
 _bias_tokens = st.integers(0, 2**20) | some.filter(lambda text: not text.isdecimal())
 _token_ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=4)
-_call_parts = st.builds(ir.ToolCall, id=some, name=some, arguments=words, extras=unknown)
+_call_parts = st.builds(
+    ir.ToolCall, id=some, name=some, arguments=words, custom=st.booleans(), extras=unknown
+)
 _encoded = st.binary(min_size=1, max_size=6).map(lambda data: b64encode(data).decode())
 _data_url = "data:image/png;base64,{}".format
 _content = st.one_of(
@@ -190,27 +209,60 @@ def messages(draw: st.DrawFn) -> Message:
     )
 
 
-tools = st.builds(
+_called = st.from_regex(r"\A[a-zA-Z0-9_-]{1,8}\Z")
+# What a schema may say in any words: its own are checked.
+_explained: st.SearchStrategy[JsonObject] = st.fixed_dictionaries(
+    {"type": st.just("object")},
+    optional={
+        "description": words,
+        "properties": st.dictionaries(
+            words, st.fixed_dictionaries({"default": scalars.filter(lambda one: one is not None)})
+        ),
+    },
+)
+_functions = st.builds(
     ir.Tool,
-    name=some,
+    name=_called,
     description=maybe(words),
-    parameters=maybe(json_objects),
+    parameters=maybe(_explained),
     strict=maybe(st.booleans()),
     extras=unknown,
 )
-tool_choices = st.builds(
-    ir.ToolChoice,
-    mode=st.sampled_from(["auto", "required"]),
-    only=st.lists(some, max_size=2).map(tuple),
-) | st.just(ir.ToolChoice(mode="none"))
-chats = st.builds(
-    Chat,
-    messages=st.lists(messages(), min_size=1, max_size=3).map(tuple),
-    tools=st.lists(tools, max_size=2).map(tuple),
-    tool_choice=maybe(tool_choices),
-    parallel_tool_calls=maybe(st.booleans()),
-    reasoning_effort=maybe(words),
+_grammars = st.fixed_dictionaries({"definition": words, "syntax": st.just("lark")})
+_customs = st.builds(
+    ir.Tool,
+    name=_called,
+    description=maybe(words),
+    custom=st.sampled_from([True]),
+    form=maybe(
+        st.just({"type": "text"})
+        | st.fixed_dictionaries({"type": st.just("grammar"), "grammar": _grammars})
+    ),
+    extras=unknown,
 )
+
+
+@st.composite
+def chats(draw: st.DrawFn) -> Chat:
+    """A conversation, with tools or without, and a choice of them."""
+    tools = draw(
+        st.lists(_functions | _customs, max_size=2, unique_by=lambda tool: tool.name).map(tuple)
+    )
+    choices = [ir.ToolChoice(mode="none"), ir.ToolChoice(mode="auto")]
+    if tools:
+        names = tuple(tool.name for tool in tools)
+        choices += [ir.ToolChoice(mode="required"), ir.ToolChoice(mode="required", only=names[:1])]
+        choices += [
+            ir.ToolChoice(mode="auto", only=names),
+            ir.ToolChoice(mode="auto", only=names[:1]),
+        ]
+    return Chat(
+        messages=draw(st.lists(messages(), min_size=1, max_size=3).map(tuple)),
+        tools=tools,
+        tool_choice=draw(maybe(st.sampled_from(choices))),
+        parallel_tool_calls=draw(maybe(st.booleans())),
+        reasoning_effort=draw(maybe(st.sampled_from(["none", "minimal", "low", "high", "max"]))),
+    )
 
 
 @st.composite
@@ -254,16 +306,14 @@ knobs = st.builds(
 schemas = st.builds(
     ir.Format,
     kind=st.just("json_schema"),
-    schema=maybe(json_objects),
-    name=maybe(words),
+    schema=maybe(_explained),
+    name=maybe(_called),
     description=maybe(words),
     strict=maybe(st.booleans()),
 )
 _formats = {
     "openai_chat": schemas
-    | st.builds(
-        ir.Format, kind=st.sampled_from(["text", "json_object"]), schema=maybe(json_objects)
-    ),
+    | st.builds(ir.Format, kind=st.sampled_from(["text", "json_object"]), schema=maybe(_explained)),
     "llamacpp": st.builds(ir.Format, kind=st.just("json_schema"), schema=json_objects),
 }
 
@@ -273,18 +323,19 @@ def requests(draw: st.DrawFn, dialect: str) -> Request:
     """What a client of this dialect can ask, streamed."""
     if dialect == "afs":
         return draw(afs_requests())
+    if dialect == "openai_responses":
+        return draw(response_requests(knobs, unknown))
     can = CARRIES[dialect]
     asked: st.SearchStrategy[Any] = st.nothing()
     for kind, strategy in (
-        (Chat, chats),
+        (Chat, chats()),
         (Completion, completions(dialect)),
         (Infill, infills(dialect)),
     ):
         if kind in can.inputs:
             asked |= strategy
     wanted = draw(asked)
-    echoed = isinstance(wanted, Completion) and wanted.echo
-    chances = st.nothing() if echoed else st.integers(can.least_logprobs, can.most_logprobs)
+    chances = st.integers(can.least_logprobs, can.most_logprobs)
     return Request(
         dialect=dialect,
         input=wanted,
@@ -322,9 +373,15 @@ def logprobs(draw: st.DrawFn, tops: int) -> list[TokenLogprob]:
     def entry(token: str) -> TokenLogprob:
         return {"token": token, "logprob": draw(chance), "bytes": list(token.encode())}
 
-    said = draw(st.lists(words, min_size=1, max_size=2))
-    others = st.lists(words, max_size=min(tops, 3), unique=True)
-    return [entry(token) | {"top_logprobs": [entry(top) for top in draw(others)]} for token in said]
+    def told(token: str) -> TokenLogprob:
+        chosen = entry(token)
+        rest = words.filter(lambda other: other != token)
+        others = draw(st.lists(rest, max_size=min(max(tops - 1, 0), 2), unique=True))
+        # OpenAI's completions have the one that was chosen there in any case.
+        likely = [chosen, *map(entry, others)] if tops else []
+        return chosen | {"top_logprobs": likely}
+
+    return [told(token) for token in draw(st.lists(words, min_size=1, max_size=2))]
 
 
 class Asked(NamedTuple):
@@ -341,7 +398,8 @@ def _choice(draw: st.DrawFn, request: Request, index: int, can: Carries) -> list
 
     def extra() -> dict[str, Any]:
         wanted = request.logprobs
-        noted = wanted is not None and draw(st.booleans())
+        told_of = last == "text" or not can.only_text_chances
+        noted = wanted is not None and told_of and draw(st.booleans())
         tokens = can.tokens and draw(st.booleans())
         return {
             "logprobs": draw(logprobs(wanted or 0)) if noted else None,
@@ -362,8 +420,11 @@ def _choice(draw: st.DrawFn, request: Request, index: int, can: Carries) -> list
         ]
         told.append(PartEnded(choice=index))
     reason = draw(st.sampled_from(can.reasons))
+    if can.calls_are_reasons and reason in {"stop", "tool_calls"}:
+        called = any(isinstance(one, PartStarted) and one.kind == "tool_call" for one in told)
+        reason = "tool_calls" if called else "stop"
     word = draw(maybe(some)) if can.stop_word and reason == "stop" else None
-    noted = request.logprobs is not None and draw(st.booleans())
+    noted = request.logprobs is not None and not can.only_text_chances and draw(st.booleans())
     told.append(
         ChoiceEnded(
             choice=index,

@@ -311,7 +311,7 @@ def test_raw_text_gets_the_stop_text_only_with_the_classic_template(
     ("more", "param"),
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"functions": [{"name": "f"}]}, "tools"),
         ({"messages": [USER, {"role": "tool", "tool_call_id": "c", "content": "4"}]},
          "messages.1.role"),
         ({"messages": [{"role": "user", "content": [
@@ -494,7 +494,7 @@ def test_a_body_that_is_no_request(tropilla: Client, path: str, needed: str) -> 
         ({"stop": 5}, "stop"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": 3}, "temperature"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"logit_bias": {"5": 101}}, "logit_bias.0"),
         ({"best_of": 2}, "best_of"),
         ({"prompt": {}}, "prompt"),

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from doubles.llama import llama
+from doubles.llama.control import Llama
 from tropilla import __version__
 from tropilla.cli import main
 from tropilla.config import TINY_MODEL, TINY_NAME, Config
@@ -384,30 +386,62 @@ def test_an_engine_that_is_killed_while_idle_is_not_missed() -> None:
         process.communicate(timeout=DEADLINE)
 
 
+@contextmanager
+def in_the_middle(address: str, double: Llama) -> Iterator[http.client.HTTPResponse]:
+    """A stream whose first words have come, and the next do not."""
+    double.hold(after=1)
+    connection = http.client.HTTPConnection(address, timeout=DEADLINE)
+    body = msgspec.json.encode(CHAT | {"model": None, "stream": True})
+    connection.request("POST", "/v1/chat/completions", body)
+    answer = connection.getresponse()
+    answer.fp.peek(1)
+    yield answer
+    connection.close()
+
+
 @POSIX
-def test_the_end_does_not_wait_long_for_a_stream(free_port: int) -> None:
-    """The second signal ends what the first one lets run out."""
+def test_an_open_stream_ends_before_the_gateway_does() -> None:
     with (
-        socket.create_server(("127.0.0.1", free_port)) as silent,
-        serving("--upstream", f"127.0.0.1:{free_port}") as (process, address, _),
-        socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as client,
+        llama(4300) as double,
+        serving("--upstream", double.url) as (process, address, _),
+        in_the_middle(address, double) as stream,
     ):
-        # The server never says what it is, so a request waits for it.
-        silent.accept()[0].close()
-        client.sendall(b"GET /v1/models/x HTTP/1.1\r\nHost: t\r\n\r\n")
-        assert b"404" in client.recv(65536)
-        body = msgspec.json.encode(CHAT)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n"
-        client.sendall(head.encode() + body)
-        process.send_signal(signal.SIGINT)
-        # It has heard that once it takes no more connections: those that it has not taken yet are
-        # reset, and new ones refused.
+        process.send_signal(signal.SIGTERM)
         until = time.monotonic() + DEADLINE
-        with suppress(ConnectionError):
-            while time.monotonic() < until:
-                ask(address, "GET", "/health")
-        process.send_signal(signal.SIGINT)
+        while (told := ask(address, "GET", "/health"))[0] == 200:
+            assert time.monotonic() < until
+        assert (told[0], msgspec.json.decode(told[1])["status"]) == (503, "draining")
+        status, body = ask(address, "POST", "/v1/chat/completions", CHAT | {"model": None})
+        assert (status, msgspec.json.decode(body)["error"]["message"]) == (503, "Tropilla ends.")
+        double.free()
+        assert stream.read().endswith(b"data: [DONE]\n\n")
         _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode in {0, 130}
+    assert "Traceback" not in errors, errors
+
+
+@POSIX
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_stream_that_does_not_end_is_ended_and_told(signals: int) -> None:
+    """By the time that `--drain` gives, or by the second signal."""
+    drain = ("--drain", "0.1") if signals == 1 else ()
+    with (
+        llama(4300) as double,
+        serving("--upstream", double.url, *drain) as (process, address, _),
+        in_the_middle(address, double) as stream,
+    ):
+        for _ in range(signals):
+            process.send_signal(signal.SIGINT)
+            if signals == 2:
+                until = time.monotonic() + DEADLINE
+                while ask(address, "GET", "/health")[0] == 200:
+                    assert time.monotonic() < until
+                signals = 1
+        told = stream.read()
+        _, errors = process.communicate(timeout=DEADLINE)
+        double.free()
+    assert b"Tropilla was ended." in told
+    assert told.endswith(b"data: [DONE]\n\n")
     assert process.returncode in {0, 130}
     assert "Traceback" not in errors, errors
 

@@ -327,10 +327,11 @@ template: clasic
          ("1:28: models.m.url: there is no such setting; it belongs to an upstream, below "
          "upstreams.")),
         ("zzz: 1", ("1:1: zzz: there is no such setting; there are: listen, api_keys, models, "
-                   "upstreams, engine, template, any_model, allow_admin, max_body.")),
+                   "upstreams, engine, queue, responses, template, any_model, allow_admin, "
+                   "allow_grammar, drain, max_body, max_scored_tokens.")),
         ("{<<: {listen: x}}", ("1:2: <<: there is no such setting; there are: listen, api_keys, "
-                              "models, upstreams, engine, template, any_model, allow_admin, "
-                              "max_body.")),
+                              "models, upstreams, engine, queue, responses, template, any_model, "
+                              "allow_admin, allow_grammar, drain, max_body, max_scored_tokens.")),
         ("models: {}", "1:9: models: is empty: name one, or leave it out."),
         ("models:", "1:8: models: has no value: give it one, or leave it out."),
         ("api_keys:", "1:10: api_keys: has no value: give it one, or leave it out."),
@@ -350,6 +351,9 @@ template: clasic
         ("models: {a: h, b: {upstreams: {url: h, timeouts: {idle: 1}}}}",
          ("1:31: models.b.upstreams.0: is the same server as models.a.upstreams.0 (line 1), with "
          "other timeouts: a server has one set.")),
+        ("models: {a: h, b: {upstreams: {url: h, slots: 1}}}",
+         ("1:31: models.b.upstreams.0: is the same server as models.a.upstreams.0 (line 1), with "
+         "other slots: a server has one set.")),
         ("models: {a: {upstreams: h, aliases: x}, b: {upstreams: g, aliases: x}}",
          "1:68: models.b.aliases.0: 'x' is an alias of a already (line 1): take another name."),
         ("template: classic\nmodels: {m: {upstreams: h, template: auto}}",

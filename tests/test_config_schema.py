@@ -16,6 +16,8 @@ from tropilla.config import (
     Config,
     EngineConfig,
     ModelConfig,
+    QueueConfig,
+    ResponsesConfig,
     TimeoutsConfig,
     UpstreamConfig,
 )
@@ -28,7 +30,9 @@ from tropilla.templates import Classic
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "tropilla.example.yaml"
 PAGE = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
-STRUCTS = (Config, ModelConfig, UpstreamConfig, TimeoutsConfig, EngineConfig)
+STRUCTS = (
+    Config, ModelConfig, UpstreamConfig, TimeoutsConfig, EngineConfig, QueueConfig, ResponsesConfig,
+)  # fmt: skip
 ENVIRONMENT = dict.fromkeys(("TROPILLA_KEY", "LLAMA_KEY", "AFS_KEY"), "k")
 
 FINE = [
@@ -197,15 +201,21 @@ def test_the_examples_of_the_page_are_fine(
 
 def test_the_page_has_a_row_for_every_setting_with_its_default() -> None:
     rows = {row[0]: row for row in (line.split(" | ") for line in PAGE.splitlines())}
-    for struct in (Config, ModelConfig, UpstreamConfig, EngineConfig):
+    for struct in STRUCTS:
         for setting in settings(struct).values():
-            if setting.name != "timeouts":
+            if setting.name != "timeouts" and struct is not TimeoutsConfig:
                 assert f"| `{setting.name}`" in rows
     for setting in settings(TimeoutsConfig).values():
         assert f"`{setting.default:g}`" in rows[f"| `timeouts.{setting.name}`"][2]
     for name in ("listen", "max_body"):
         assert f"`{getattr(Config(), name)}`" in rows[f"| `{name}`"][2]
     assert f"`{EngineConfig().slots}`" in rows["| `slots`"][2]
+    for setting in settings(QueueConfig).values():
+        assert f"`{setting.default:g}`" in rows[f"| `{setting.name}`"][2]
+    for name in ("store", "ttl", "max_bytes"):
+        default = getattr(ResponsesConfig(), name)
+        told = default if isinstance(default, str) else int(default)
+        assert f"`{told}`" in rows[f"| `{name}`"][2]
 
 
 def test_the_page_names_every_variable() -> None:

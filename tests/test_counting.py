@@ -29,6 +29,7 @@ from tropilla import counting, ir
 from tropilla.config import Config, ModelConfig, UpstreamConfig
 from tropilla.dialects import named
 from tropilla.exchange import exchange
+from tropilla.herd.pool import Ask
 from tropilla.ir import Usage
 from tropilla.upstream.fleet import Fleet
 
@@ -494,7 +495,7 @@ async def test_an_answer_that_fails_tells_what_it_took(double: Double) -> None:
     front = named("openai_chat")
     body = {"model": "m", "messages": [{"role": "user", "content": "Hello!"}]}
     request = front.parse_request(body, CHAT)
-    async with fleet.lease("m") as lease:
+    async with fleet.lease(Ask(model="m")) as lease:
         asked = exchange(lease.upstream, front, request, extras=False)
         async with counting.Counted(asked, lease.upstream, request) as answer:
             told: list[ir.Event] = []

@@ -48,3 +48,13 @@ def test_nobody_else_comes_in(headers: dict[bytes, bytes]) -> None:
 
 def test_a_digest_is_all_that_is_kept() -> None:
     assert "secret" not in repr(vars(Keys(("secret",))))
+
+
+def test_whose_a_request_is() -> None:
+    keys = Keys(["one", "two"])
+    one = keys.owner({b"authorization": b"Bearer one"})
+    assert one == keys.owner({b"x-api-key": b"one"}) == keys.owner({b"api-key": b"one"})
+    assert one not in {"", "one", keys.owner({b"x-api-key": b"two"})}
+    assert keys.owner({b"authorization": b"Bearer wrong", b"x-api-key": b"one"}) == one
+    assert keys.owner({b"x-api-key": b"wrong"}) == keys.owner({}) == ""
+    assert Keys([]).owner({b"x-api-key": b"one"}) == ""

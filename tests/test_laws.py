@@ -144,24 +144,26 @@ def same_ids(name: str) -> dict[str, bool]:
 @given(data=st.data())
 @law(40)
 def test_law_2_a_stream_comes_back_as_it_was(name: str, data: st.DataObject) -> None:
-    dialect, request = dialects.named(name), without_echo(asking(name, data))
+    dialect, request = dialects.named(name), asking(name, data)
     events = data.draw(answers(request, CARRIES[name]))
     check_grammar(events)
+    if isinstance(events[-1], Failed):
+        # AFS may write a call into its text: what may still become one is lost in a failure.
+        request = without_tools(request)
 
     again = parsed(dialect, request, [rendered(dialect, request, events)])
 
     assert comparable(again, CARRIES[name]) == comparable(events, CARRIES[name])
 
 
+def without_tools(request: Request) -> Request:
+    if not isinstance(request.input, Chat):
+        return request
+    return replace(request, input=msgspec.structs.replace(request.input, tools=()))
+
+
 def comparable(events: list[Event], can: Carries) -> Any:
     return told(events, ids=can.ids, details=can.usage_details, late=can.ends_with_numbers)
-
-
-def without_echo(request: Request) -> Request:
-    """An echoed prompt is part of what the client hears, and no upstream said it."""
-    if isinstance(request.input, Completion):
-        return replace(request, input=msgspec.structs.replace(request.input, echo=False))
-    return request
 
 
 # 3. Cut anywhere, the same bytes tell the same.
@@ -233,7 +235,7 @@ def check_truncated(some: list[Event], whole: list[Event], request: Request) -> 
 @given(data=st.data())
 @law(40)
 def test_law_5_a_whole_answer_is_the_fold_of_its_stream(name: str, data: st.DataObject) -> None:
-    dialect, request = dialects.named(name), without_echo(asking(name, data))
+    dialect, request = dialects.named(name), asking(name, data)
     events = data.draw(answers(request, CARRIES[name], fail=False))
 
     body = msgspec.json.decode(dialect.render_answer(ir.fold(events), request, STAMP))
@@ -381,7 +383,7 @@ PAIRS = [(front, back) for front in NAMES for back in NAMES]
 @law(25)
 def test_law_6_any_front_over_any_back(front: str, back: str, data: st.DataObject) -> None:
     client, server = dialects.named(front), dialects.named(back)
-    request = sayable_to_others(without_echo(asking(front, data)))
+    request = sayable_to_others(asking(front, data))
     asked = for_back(request, back)
     if asked is None:
         with pytest.raises(Malformed) as refused:
@@ -405,6 +407,8 @@ def for_back(request: Request, back: str) -> Request | None:
     inputs = CARRIES[back].inputs
     if back == "afs":
         return None if unsayable_in_afs(request) else request
+    if back == "openai_responses":
+        return None if unsayable_in_responses(request) else request
     if isinstance(request.input, inputs) and not unsayable(request, back):
         return request
     if isinstance(request.input, Chat) and Completion in inputs:
@@ -429,6 +433,25 @@ def unsayable_in_afs(request: Request) -> bool:
         case Chat(messages=messages):
             parts = [part for message in messages for part in message.parts]
             return any(isinstance(part, ir.Image | ir.Audio | ir.Opaque) for part in parts)
+
+
+def unsayable_in_responses(request: Request) -> bool:
+    """It is a conversation with one answer, in which an assistant says texts and calls."""
+    if not isinstance(request.input, Chat) or request.n != 1:
+        return True
+    said = (ir.Text, ir.Refusal, ir.Reasoning, ir.ToolCall)
+    messages = request.input.messages
+    return (
+        any(message.role == "function" for message in messages)
+        or any(isinstance(part, ir.Opaque) for message in messages for part in message.parts)
+        or not any(message.parts for message in messages)
+        or not all(
+            isinstance(part, said)
+            for message in messages
+            if message.role == "assistant"
+            for part in message.parts
+        )
+    )
 
 
 def unsayable(request: Request, back: str) -> bool:
@@ -463,6 +486,8 @@ def common(one: Carries, other: Carries) -> Carries:
         progress=one.progress and other.progress,
         usage_details=one.usage_details and other.usage_details,
         timings=one.timings and other.timings,
+        only_text_chances=one.only_text_chances or other.only_text_chances,
+        calls_are_reasons=one.calls_are_reasons or other.calls_are_reasons,
     )
 
 
@@ -607,9 +632,10 @@ def test_law_7_any_refusal_is_some_problem(name: str, data: st.DataObject) -> No
 @every_dialect
 def test_law_7_depth_is_no_weapon(name: str) -> None:
     dialect = dialects.named(name)
-    request = dialect.parse_request(
-        {"prompt": "p", "messages": [{"role": "user", "content": "c"}]}, dialect.ROUTES[0].path
-    )
+    asked = {"prompt": "p", "messages": [{"role": "user", "content": "c"}]}
+    if name == "openai_responses":
+        asked = {"input": "i"}
+    request = dialect.parse_request(asked, dialect.ROUTES[0].path)
     for depth in (100, 500, 900, 100_000):
         for deep in (b"[" * depth + b"]" * depth, b'{"a":' * depth + b"1" + b"}" * depth):
             assert dialect.parse_problem(400, deep).message

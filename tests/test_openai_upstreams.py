@@ -186,20 +186,21 @@ async def test_tools(gateway: Serve, servers: Servers, *, stream: bool) -> None:
     calls = tuple({"name": name, "arguments": '{"a":1}'} for name in ("f", "g"))
     double = await servers(calls=calls)
     tropilla = await gateway(models=at(double.url))
-    tools = [{"type": "function", "function": {"name": "f"}, "cache_control": {"type": "x"}}]
-    chosen = {"type": "function", "function": {"name": "f"}}
+    named = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+    tools = [one | {"cache_control": {"type": "x"}} for one in named]
+    chosen = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": named}}
     answer = await chat(tropilla, stream=stream, tools=tools, tool_choice=chosen)
     assert (double.last()["tools"], double.last()["tool_choice"]) == (tools, chosen)
     if stream:
         deltas = [one["choices"][0]["delta"] for one in answer.events[:-2]]
         found = [call for delta in deltas for call in delta.get("tool_calls", ())]
-        named = [call["function"]["name"] for call in found if "id" in call]
+        called = [call["function"]["name"] for call in found if "id" in call]
         arguments = "".join(call["function"]["arguments"] for call in found)
     else:
         found = answer.json["choices"][0]["message"]["tool_calls"]
-        named = [call["function"]["name"] for call in found]
+        called = [call["function"]["name"] for call in found]
         arguments = "".join(call["function"]["arguments"] for call in found)
-    assert (named, arguments) == (["f", "g"], '{"a":1}{"a":1}')
+    assert (called, arguments) == (["f", "g"], '{"a":1}{"a":1}')
 
 
 @FORMS

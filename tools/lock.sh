@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make lock`: renew the locked requirements, of Tropilla and of the clients that try it.
+# `make lock`: renew the locked requirements, of Tropilla, of the clients that try it, and of the fuzzer.
 #
 # Every file holds exact versions and hashes for all platforms and for Python 3.11 to 3.14, and says
 # nothing of where packages come from: that is pip's and npm's to know on each machine.
@@ -28,7 +28,7 @@ lock requirements/serve.txt pyproject.toml --extra engine --group build \
     --constraint requirements/dev.txt
 locked=(requirements/dev.txt requirements/serve.txt)
 
-for folder in tests/clients/openai2 tests/clients/openai3; do
+for folder in tests/clients/openai2 tests/clients/openai3 tests/fuzz; do
     lock "$folder/requirements.txt" "$folder/requirements.in"
     locked+=("$folder/requirements.txt")
 done
@@ -44,7 +44,9 @@ else
     echo "npm is not on this machine: the Node clients stay as they are." >&2
 fi
 
-if grep -n -e '://' -e "${HOME:-/root}" -e "$work" "${locked[@]}"; then
+# npm writes where a package's author takes money; that is no place to fetch anything from.
+if grep -n -e '://' -e "${HOME:-/root}" -e "$work" "${locked[@]}" |
+    grep -v '"url": "https://github.com/sponsors/'; then
     echo "The lines above name an address or a folder of this machine: leave them out." >&2
     exit 1
 fi

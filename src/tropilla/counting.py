@@ -56,6 +56,9 @@ from tropilla.upstream.fleet import Upstream
 SECONDS = 2.0
 """How long counting may take."""
 
+_PROMPT_SECONDS = 30.0
+"""How long it may take where it is all that is wanted."""
+
 _BYTES = 4
 """Of a token, as a rule of thumb for English; other languages have fewer."""
 
@@ -81,13 +84,14 @@ class Counted:
         self._said = _Said(keeps=_may_be_counted(upstream.traits))
         self._end: Finished | None = None
         self._left = False
-        self._usage: Usage | None = None
+        self.told: Usage | None = None
+        """What it took in all, once that is known."""
         self.dropped = asked.dropped
 
     @property
     def usage(self) -> Usage:
         """What the answer has taken until now."""
-        return self._usage or self._said.usage(self._request, self._upstream.traits)
+        return self.told or self._said.usage(self._request, self._upstream.traits)
 
     async def __aenter__(self) -> Self:
         await self._asked.__aenter__()
@@ -120,7 +124,7 @@ class Counted:
                 await self._asked.__aexit__(None, None, None)
                 return batch[:-1], False
             case [Finished(usage=usage)]:
-                self._usage = usage
+                self.told = usage
         return batch, alive
 
     def _lacks(self, usage: Usage | None) -> bool:
@@ -136,7 +140,7 @@ class Counted:
         if usage.reasoning_tokens is None and self._said.thinks:
             thought = await _thought(self._upstream, self._request, self._said, usage)
             usage = msgspec.structs.replace(usage, reasoning_tokens=thought)
-        self._usage = usage
+        self.told = usage
         return msgspec.structs.replace(end, usage=usage)
 
 
@@ -240,6 +244,40 @@ async def _usage(upstream: Upstream, request: Request, said: _Said) -> Usage:
     )
     exact = prompt is not None and completion is not None
     return told if exact else msgspec.structs.replace(told, extras={"estimated": True})
+
+
+async def prompt_tokens(upstream: Upstream, request: Request) -> Usage:
+    """The tokens of a prompt alone: as the server tells, or counted, or estimated.
+
+    Raises:
+        ProblemError: the server refuses such a prompt.
+    """
+    form = _tokenizers.form_of(upstream.traits)
+    count = None
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_PROMPT_SECONDS):
+            count = await _told_prompt(upstream, request)
+            if count is None and form is not None:
+                with suppress(ProblemError):
+                    count = await _Counter(upstream, form, request.model).prompt(request)
+    if count is None:
+        return Usage(prompt_tokens=_guess(request), extras={"estimated": True})
+    return Usage(prompt_tokens=count)
+
+
+async def _told_prompt(upstream: Upstream, request: Request) -> int | None:
+    """What a llama.cpp server of today makes of a chat, images and all."""
+    if not upstream.traits.llamacpp or not isinstance(request.input, Chat):
+        return None
+    chat = dialects.named("openai_chat")
+    body = chat.render_request(request, upstream.traits).body
+    path = "/v1/chat/completions/input_tokens"
+    status, answer = await upstream.link.ask("POST", path, body, seconds=None)
+    if status == 400:
+        raise ProblemError(chat.parse_problem(status, answer))
+    told = decode(answer) if status == 200 else None
+    count = told.get("input_tokens") if type(told) is dict else None
+    return count if type(count) is int else None
 
 
 async def _thought(upstream: Upstream, request: Request, said: _Said, usage: Usage) -> int:

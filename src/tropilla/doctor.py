@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from tropilla.config import Config
 from tropilla.ir import Problem, ProblemError, Traits, Value
 from tropilla.upstream.fleet import Upstream, upstreams_of
-from tropilla.upstream.probe import probe
+from tropilla.upstream.probe import kind_of, probe
 
 _SECONDS = 15.0
 _SMALL = 2048
@@ -55,7 +55,7 @@ async def _examine(upstream: Upstream) -> Finding:
     traits = upstream.traits
     return Finding(
         address=upstream.name,
-        what=_what(traits),
+        what=kind_of(traits),
         models=tuple(upstream.offers),
         slots=traits.slots,
         n_ctx=traits.n_ctx,
@@ -80,18 +80,6 @@ def _remedy(problem: Problem) -> str:
         case "unavailable":
             return f"{problem.message} Does it run, and are host, port and http or https right?"
     return problem.message
-
-
-def _what(traits: Traits) -> str:
-    if traits.dialect == "openai":
-        return "OpenAI-compatible"
-    if traits.dialect == "afs":
-        return "AFS"
-    if traits.router:
-        return "llama.cpp router"
-    if traits.build == 0:
-        return "llama.cpp before b1561 (2023)"
-    return f"llama.cpp {traits.build_info or f'b{traits.build} or later'}"
 
 
 def _missing(upstream: Upstream) -> str:

@@ -15,7 +15,7 @@ from typing import Protocol, Self
 
 import msgspec
 
-from tropilla import ir
+from tropilla import calls, ir
 from tropilla.dialects import Dialect
 from tropilla.dialects._openai import decode, sum_usages
 from tropilla.framing import SseFramer
@@ -35,7 +35,7 @@ from tropilla.ir import (
     Usage,
 )
 from tropilla.stops import Stops
-from tropilla.upstream.fleet import Upstream
+from tropilla.upstream.fleet import BUSY_CODE, Upstream
 from tropilla.upstream.http import Incoming
 
 _JSON = {"Content-Type": "application/json"}
@@ -49,7 +49,7 @@ _STOPS_WELL = 4410
 BUSY = Problem(
     kind="unavailable",
     message="The server had no free slot, and does not let requests wait.",
-    code="no_free_slot",
+    code=BUSY_CODE,
     retry_after=1,
 )
 """What old servers say in many ways when all their slots are taken."""
@@ -100,10 +100,10 @@ def _split(request: Request, traits: Traits) -> list[Request]:
     prompts right since b4402 (`/v1/completions`, #10974).
     """
     match request.input:
-        case Completion(prompts=prompts) if len(prompts) > 1:
+        case Completion(prompts=prompts, echo=echo) if len(prompts) > 1:
             several = True
         case _:
-            several, prompts = False, ()
+            several, prompts, echo = False, (), False
     match traits.dialect:
         case "llamacpp":
             n_fits = traits.build >= 7308 and request.n <= (traits.slots or request.n)
@@ -116,7 +116,7 @@ def _split(request: Request, traits: Traits) -> list[Request]:
     if fits:
         return [request]
     asked = [
-        msgspec.structs.replace(request, input=Completion(prompts=(prompt,)), n=1)
+        msgspec.structs.replace(request, input=Completion(prompts=(prompt,), echo=echo), n=1)
         for prompt in prompts
     ] or [msgspec.structs.replace(request, n=1)]
     return [_seeded(one, number) for one in asked for number in range(request.n)]
@@ -142,6 +142,7 @@ class _Single:
         self._request = request
         self._extras = extras
         self._stops: Stops | None = None
+        self._held = calls.held(request)
         traits = upstream.traits
         if request.stop and traits.llamacpp and traits.build < _STOPS_WELL:
             self._stops = Stops(request.stop)
@@ -206,7 +207,7 @@ class _Single:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        cut = self._stops is not None and self._stops.hit
+        cut = any(one is not None and one.hit for one in (self._stops, self._held))
         if self._over and not cut and kind is None and self._answer is not None:
             await self._answer.finish()
         await self._stack.aclose()
@@ -215,6 +216,8 @@ class _Single:
         events, alive = await self._next()
         if self._stops is not None:
             events = self._stops.feed(events)
+        if self._held is not None:
+            events = self._held.feed(events)
         self._over = bool(events) and isinstance(events[-1], Finished | Failed)
         return events, alive
 

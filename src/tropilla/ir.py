@@ -147,6 +147,8 @@ class Chat(Value, frozen=True, kw_only=True):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
+    functions: bool = False
+    """Whether the client spoke of functions, as before there were tools, and hears of them."""
 
 
 Prompt: TypeAlias = str | list[Any] | JsonObject
@@ -361,6 +363,8 @@ class Problem(Value, frozen=True, kw_only=True):
     retryable: bool = False
     retry_after: float | None = None
     """Seconds after which asking again makes sense."""
+    died: bool = False
+    """The upstream broke off while it was at work, as one does that ends."""
     extras: JsonObject = {}
 
 

@@ -26,10 +26,26 @@ class Keys:
             return True
         passed = False
         for offered in _offered(headers):
-            digest = _digest(offered)
-            for known in self._digests:
-                passed |= hmac.compare_digest(digest, known)
+            passed |= _digest(offered) in self
         return passed
+
+    def owner(self, headers: Mapping[bytes, bytes]) -> str:
+        """Whose request this is: a name for the key it shows, which does not show the key.
+
+        Where any client may ask, they are all the same one.
+        """
+        if not self._digests:
+            return ""
+        return next(
+            (digest.hex()[:32] for key in _offered(headers) if (digest := _digest(key)) in self),
+            "",
+        )
+
+    def __contains__(self, digest: bytes) -> bool:
+        found = False
+        for known in self._digests:
+            found |= hmac.compare_digest(digest, known)
+        return found
 
 
 def _offered(headers: Mapping[bytes, bytes]) -> Iterable[bytes]:

@@ -22,6 +22,7 @@ from tropilla import dialects
 from tropilla.dialects import Wire
 from tropilla.dialects._openai import decode, encode
 from tropilla.exchange import BUSY, BUSY_SECONDS, QUEUES
+from tropilla.herd.pool import Ask
 from tropilla.ir import Json, Malformed, Problem, ProblemError, UpstreamDialect, Usage
 from tropilla.measures import Counted, Measure
 from tropilla.upstream.fleet import Fleet, Lease, Upstream
@@ -50,33 +51,21 @@ async def measure(
     Raises:
         ProblemError: nothing has been sent, and nothing can be.
     """
-    failed: Upstream | None = None
-    refused: ProblemError | None = None
-    while True:
-        async with fleet.lease(request.model, failed, (one.ABILITY,)) as lease:
-            if refused is not None and lease.upstream is failed:
-                raise refused  # it would say the same again
-            try:
-                told, dropped = await _ask_all(one, request, lease)
-            except ProblemError as error:
-                if error.problem.kind in {"unavailable", "loading"} and error.problem != BUSY:
-                    fleet.lost(lease.upstream, error.problem)
-                if not error.problem.retryable or failed is not None:
-                    raise
-                failed = lease.upstream
-                refused = error if error.problem.kind in {"limited", "unsupported"} else None
-                continue
-            answer = one.join(told, request, matryoshka=matryoshka)
-            if answer.usage is None:
-                usage = await _count(one.counted(request), lease)
-                answer = msgspec.structs.replace(answer, usage=usage)
-            try:
-                body = one.render_answer(answer, request, request.model or lease.name)
-            except RecursionError:
-                raise ProblemError(_TOO_DEEP) from None
-            headers = {"x-tropilla-dropped": ", ".join(dropped)} if dropped else {}
-            await reply.whole(200, body, headers)
-            return
+
+    async def work(lease: Lease) -> None:
+        told, dropped = await _ask_all(one, request, lease)
+        answer = one.join(told, request, matryoshka=matryoshka)
+        if answer.usage is None:
+            usage = await _count(one.counted(request), lease)
+            answer = msgspec.structs.replace(answer, usage=usage)
+        try:
+            body = one.render_answer(answer, request, request.model or lease.name)
+        except RecursionError:
+            raise ProblemError(_TOO_DEEP) from None
+        headers = dialects.dropped_header(dropped)
+        await reply.whole(200, body, headers)
+
+    await fleet.serve(Ask(model=request.model, needs=(one.ABILITY,)), work, told=lambda: False)
 
 
 _TOO_DEEP = Problem(kind="upstream_failed", message="The upstream's JSON is nested too deeply.")

@@ -16,18 +16,23 @@ from __future__ import annotations
 import logging
 from asyncio import CancelledError
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from time import perf_counter
+from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode
 
 import msgspec
 
-from tropilla import dialects, ir, templates
-from tropilla.counting import Counted
+from tropilla import calls, dialects, ir, templates
+from tropilla.completing import Asked
+from tropilla.completing import asked as asking
+from tropilla.counting import prompt_tokens
 from tropilla.dialects import Dialect, Stamp
 from tropilla.dialects._ages import chat_tells
 from tropilla.dialects._openai import decode
-from tropilla.exchange import BUSY, Exchange, exchange
+from tropilla.exchange import Exchange
+from tropilla.herd.affinity import blocks
 from tropilla.herd.balance import Ability
+from tropilla.herd.pool import Ask
 from tropilla.ir import (
     Chat,
     Event,
@@ -39,38 +44,34 @@ from tropilla.ir import (
     ProblemError,
     Request,
     Traits,
+    Usage,
 )
+from tropilla.telling import Reply, Telling
 from tropilla.templates import Classic, Template, flatten
-from tropilla.upstream.fleet import Fleet, Lease, Upstream
+from tropilla.upstream.fleet import Fleet, Lease, Ticket, Upstream
 
 log = logging.getLogger("tropilla")
 
 
-class Reply(Protocol):
-    """Where the answer goes; `write` waits while the client does not read."""
-
-    @property
-    def started(self) -> bool:
-        """Whether a byte has been sent: from then on there is no other status."""
-
-    async def start(self, status: int, content_type: str, headers: Mapping[str, str]) -> None:
-        """Send the head."""
-
-    async def write(self, data: bytes) -> None:
-        """Send a piece of the body."""
-
-    async def end(self) -> None:
-        """Send the end of the body."""
-
-    async def whole(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        """Send a JSON answer in one piece."""
-
-
 class Origin(NamedTuple):
-    """Where a reply comes from: what becomes part of its ids, and when (seconds since 1970)."""
+    """Where a reply comes from, and where its request did."""
 
     unique: str
+    """What becomes part of its ids."""
     created: int
+    """In seconds since 1970, UTC."""
+    key: str = ""
+    """Whose request it is: those who ask take turns."""
+    session: str = ""
+    """What the client says belongs together."""
+    body: int = 0
+    """A fingerprint of what was asked."""
+    began: float = 0.0
+    """When it came, by `perf_counter`."""
+
+
+_MOST_CHOICES = 16384
+"""Of one request: each is kept here while it is written."""
 
 
 async def generate(
@@ -81,26 +82,61 @@ async def generate(
     Raises:
         ProblemError: nothing has been sent yet, and nothing can be.
     """
-    needs = _needs(request)
-    failed: Upstream | None = None
-    limit: ProblemError | None = None
-    while True:
-        async with fleet.lease(request.model, failed, needs) as lease:
-            if limit is not None and lease.upstream is failed:
-                raise limit  # it has just said that it was asked too often
-            try:
-                await _attempt(front, request, origin, lease, reply)
-            except ProblemError as error:
-                if not reply.started and _minds_options(lease.upstream, error.problem):
-                    continue
-                if error.problem.kind in {"unavailable", "loading"} and error.problem != BUSY:
-                    fleet.lost(lease.upstream, error.problem)
-                if reply.started or not error.problem.retryable or failed is not None:
-                    raise
-                failed = lease.upstream
-                limit = error if error.problem.kind == "limited" else None
-            else:
-                return
+    if request.choices > _MOST_CHOICES:
+        raise Malformed(
+            f"{request.choices} answers are asked for at once: at most {_MOST_CHOICES} are given.",
+            param="prompt",
+            code="array_above_max_length",
+        )
+    ask = ask_of(request, origin, alone=len(fleet.upstreams) == 1)
+    ticket = Ticket()
+    telling = Telling(front, request, reply, lambda: fleet.place(ticket))
+
+    async def work(lease: Lease) -> float | None:
+        try:
+            return await _attempt(front, request, origin, lease, reply, telling)
+        except ProblemError as error:
+            if telling.told or not _minds_options(lease.upstream, error.problem):
+                raise
+        return await _attempt(front, request, origin, lease, reply, telling)
+
+    if not request.stream:
+        await fleet.serve(ask, work, told=lambda: False)
+        return
+    with telling:
+        try:
+            await fleet.serve(ask, work, told=lambda: telling.told, ticket=ticket)
+        except ProblemError as error:
+            problem = error.problem
+        except CancelledError:
+            if reply.started and not telling.told:
+                # A client that has left does not hear this; it is for the end of the gateway.
+                await telling.fail(_ENDED, _stamp(request, origin))
+            raise
+        else:
+            return
+        if not reply.started:
+            raise ProblemError(problem)
+        await telling.fail(problem, _stamp(request, origin))
+
+
+def ask_of(request: Request, origin: Origin, *, alone: bool = False) -> Ask:
+    """What the choice of an upstream depends on; of one that is `alone`, no cache is weighed."""
+    return Ask(
+        model=request.model,
+        needs=tuple(_needs(request)),
+        key=origin.key,
+        chain=() if alone else blocks(request),
+        session=hash(origin.session) if origin.session else None,
+        slots=request.choices,
+        body=origin.body,
+    )
+
+
+def _stamp(request: Request, origin: Origin, lease: Lease | None = None) -> Stamp:
+    name = "" if lease is None else lease.name
+    n_ctx = None if lease is None else lease.upstream.traits.n_ctx
+    return Stamp(origin.unique, origin.created, request.model or name, n_ctx)
 
 
 def _minds_options(upstream: Upstream, problem: Problem) -> bool:
@@ -135,27 +171,29 @@ def _needs(request: Request) -> list[Ability]:
 
 
 async def _attempt(
-    front: Dialect, request: Request, origin: Origin, lease: Lease, reply: Reply
-) -> None:
+    front: Dialect,
+    request: Request,
+    origin: Origin,
+    lease: Lease,
+    reply: Reply,
+    telling: Telling,
+) -> float | None:
+    """Have one upstream answer; the part of the prompt that it had in its cache, if it tells."""
     upstream, traits = lease.upstream, lease.upstream.traits
-    stamp = Stamp(origin.unique, origin.created, request.model or lease.name, traits.n_ctx)
-    wanted = msgspec.structs.replace(request, model=lease.there)
-    template = lease.template or _own_template(request, traits)
-    lost: tuple[str, ...] = ()
-    if template is not None and front.NAME != "llamacpp":
-        wanted, lost = flatten(wanted, template, eos=traits.eos or "")
+    stamp = _stamp(request, origin, lease)
+    wanted, lost = _prepared(request, lease)
     back = _back_for(wanted, traits)
-    asked = Counted(
-        exchange(upstream, back, wanted, extras=back.NAME == front.NAME), upstream, wanted
-    )
+    asked = asking(upstream, back, wanted, extras=back.NAME == front.NAME)
     asked.dropped = (*lost, *asked.dropped)
     ids = await _prompt_ids(wanted, upstream) if request.tokenize and not request.stream else None
+    spent = perf_counter() - origin.began - lease.waited
     async with asked as answer:
+        headers = _Headers(lease, asked, spent)
         try:
             if request.stream:
-                await _stream(front, request, stamp, answer, reply)
+                await _stream(front, request, stamp, answer, reply, telling, headers)
             else:
-                await _whole(front, request, stamp, answer, reply, ids)
+                await _whole(front, request, stamp, answer, reply, ids, headers)
         except BaseException:
             used = asked.usage
             log.info(
@@ -163,6 +201,28 @@ async def _attempt(
                 origin.unique, upstream.name, used.prompt_tokens, used.completion_tokens,
             )  # fmt: skip
             raise
+    return _cached(asked.usage)
+
+
+def _prepared(request: Request, lease: Lease) -> tuple[Request, tuple[str, ...]]:
+    """The request as this upstream is asked it, and what of it is lost."""
+    traits = lease.upstream.traits
+    wanted = msgspec.structs.replace(request, model=lease.there)
+    template = lease.template or _own_template(request, traits)
+    lost: tuple[str, ...] = ()
+    if not traits.strict:
+        # Only OpenAI itself has tools of free text.
+        wanted, lost = calls.fitted(wanted)
+    if template is not None and request.dialect != "llamacpp":
+        wanted, more = flatten(wanted, template, eos=traits.eos or "")
+        lost += more
+    return wanted, lost
+
+
+def _cached(usage: Usage) -> float | None:
+    if usage.cached_tokens is None or not usage.prompt_tokens:
+        return None
+    return min(1.0, usage.cached_tokens / usage.prompt_tokens)
 
 
 def _own_template(request: Request, traits: Traits) -> Template | None:
@@ -189,8 +249,40 @@ def _back_for(request: Request, traits: Traits) -> Dialect:
     return dialects.named("llamacpp" if traits.llamacpp else "openai_completions")
 
 
+class _Headers:
+    """What the head of an answer tells of how it came about."""
+
+    def __init__(self, lease: Lease, answer: Asked, spent: float) -> None:
+        self._lease = lease
+        self._answer = answer
+        self._spent = spent
+        self._since = 0.0
+
+    def heard(self) -> None:
+        """The upstream has answered: from now on time is spent here again."""
+        self._since = perf_counter()
+
+    def __call__(self) -> dict[str, str]:
+        spent = self._spent + (perf_counter() - self._since if self._since else 0.0)
+        told = {
+            "x-tropilla-upstream": self._lease.upstream.name,
+            "x-tropilla-queue-ms": f"{self._lease.waited * 1000:.0f}",
+            "x-tropilla-overhead-ms": f"{spent * 1000:.2f}",
+        }
+        cached = self._answer.told.cached_tokens if self._answer.told is not None else None
+        if cached is not None:
+            told["x-tropilla-cache-tokens"] = str(cached)
+        return told | dialects.dropped_header(self._answer.dropped)
+
+
 async def _stream(
-    front: Dialect, request: Request, stamp: Stamp, answer: Exchange, reply: Reply
+    front: Dialect,
+    request: Request,
+    stamp: Stamp,
+    answer: Exchange,
+    reply: Reply,
+    telling: Telling,
+    headers: _Headers,
 ) -> None:
     feed = front.stream_renderer(request, stamp).feed
     over = False
@@ -198,28 +290,29 @@ async def _stream(
         try:
             batch, alive = await answer.next()
         except CancelledError:
-            if reply.started:
+            if telling.told:
                 # A client that has left does not hear this; it is for the end of the gateway.
-                await reply.write(feed(Failed(problem=_ENDED)))
+                await telling.tell(feed(Failed(problem=_ENDED)), headers)
                 await reply.end()
             raise
-        if batch:
-            last = batch[-1]
-            over = isinstance(last, ir.Finished | Failed)
-            if isinstance(last, Failed) and not reply.started:
-                raise ProblemError(last.problem)
-            try:
-                data = b"".join([feed(event) for event in batch])
-            except RecursionError:
-                if not reply.started:
-                    raise ProblemError(_TOO_DEEP) from None
-                over, data = True, feed(Failed(problem=_TOO_DEEP))
-        else:
-            data = front.PING if alive else b""
+        if not batch:
+            if alive:
+                await telling.live(headers)
+            continue
+        if not telling.told:
+            headers.heard()
+        last = batch[-1]
+        over = isinstance(last, ir.Finished | Failed)
+        if isinstance(last, Failed) and not telling.told:
+            raise ProblemError(last.problem)
+        try:
+            data = b"".join([feed(event) for event in batch])
+        except RecursionError:
+            if not telling.told:
+                raise ProblemError(_TOO_DEEP) from None
+            over, data = True, feed(Failed(problem=_TOO_DEEP))
         if data:
-            if not reply.started:
-                await reply.start(200, front.CONTENT_TYPE, _headers(answer))
-            await reply.write(data)
+            await telling.tell(data, headers)
     await reply.end()
 
 
@@ -230,11 +323,13 @@ async def _whole(
     answer: Exchange,
     reply: Reply,
     ids: list[int] | None,
+    headers: _Headers,
 ) -> None:
     told: list[Event] = []
     while not told or not isinstance(told[-1], ir.Finished | Failed):
         batch, _ = await answer.next()
         told += batch
+    headers.heard()
     folded = ir.fold(told)
     if ids:
         folded = msgspec.structs.replace(folded, extras=folded.extras | {"promptToken": ids})
@@ -242,15 +337,11 @@ async def _whole(
         body = front.render_answer(folded, request, stamp)
     except RecursionError:
         raise ProblemError(_TOO_DEEP) from None
-    await reply.whole(200, body, _headers(answer))
+    await reply.whole(200, body, headers())
 
 
 _ENDED = Problem(kind="unavailable", message="Tropilla was ended.", retry_after=1)
 _TOO_DEEP = Problem(kind="upstream_failed", message="The upstream's JSON is nested too deeply.")
-
-
-def _headers(answer: Exchange) -> dict[str, str]:
-    return {"x-tropilla-dropped": ", ".join(answer.dropped)} if answer.dropped else {}
 
 
 async def _prompt_ids(request: Request, upstream: Upstream) -> list[int]:
@@ -284,6 +375,27 @@ async def _asked(upstream: Upstream, path: str, body: JsonObject) -> JsonObject:
     return told if type(told) is dict else {}
 
 
+# Only counted.
+
+
+async def count(request: Request, key: str, *, fleet: Fleet, reply: Reply) -> None:
+    """Tell how many tokens the prompt of a request is, as OpenAI tells it.
+
+    Raises:
+        ProblemError: nothing has been sent yet, and nothing can be.
+    """
+
+    async def work(lease: Lease) -> None:
+        wanted = _prepared(request, lease)[0]
+        usage = await prompt_tokens(lease.upstream, wanted)
+        told = {"object": "response.input_tokens", "input_tokens": usage.prompt_tokens}
+        await reply.whole(200, msgspec.json.encode(told | usage.extras), {})
+
+    needs = tuple(_needs(request))
+    ask = Ask(model=request.model, needs=needs, key=key, slots=0)
+    await fleet.serve(ask, work, told=lambda: reply.started)
+
+
 # What is passed on as it is.
 
 _NATIVE: tuple[Ability, ...] = ("native",)
@@ -297,6 +409,7 @@ async def forward(
     headers: Mapping[str, str],
     model: str | None,
     *,
+    slots: int,
     fleet: Fleet,
     reply: Reply,
 ) -> None:
@@ -313,26 +426,20 @@ async def forward(
     if sent.get("content-type", "").startswith("application/x-www-form-urlencoded"):
         # curl's default: servers before b1647 refuse a long body that calls itself a form.
         sent["content-type"] = "application/json"
-    failed: Upstream | None = None
-    while True:
-        async with fleet.lease(model, failed, _NATIVE) as lease:
-            upstream = lease.upstream
-            where, data = path, body
-            if model is not None and lease.there not in {None, model}:
-                where, data = _renamed(path, body, str(lease.there))
-            try:
-                async with upstream.link.send(method, where, data or None, sent) as incoming:
-                    await reply.start(incoming.status, incoming.content_type, {})
-                    while piece := await incoming.read():
-                        await reply.write(piece)
-                    await reply.end()
-                    return
-            except ProblemError as error:
-                if error.problem.kind == "unavailable":
-                    fleet.lost(upstream, error.problem)
-                if reply.started or not error.problem.retryable or failed is not None:
-                    raise
-                failed = upstream
+
+    async def work(lease: Lease) -> None:
+        where, data = path, body
+        if model is not None and lease.there not in {None, model}:
+            where, data = _renamed(path, body, str(lease.there))
+        async with lease.upstream.link.send(method, where, data or None, sent) as incoming:
+            await reply.start(incoming.status, incoming.content_type, {})
+            while piece := await incoming.read():
+                await reply.write(piece)
+            await reply.end()
+
+    await fleet.serve(
+        Ask(model=model, needs=_NATIVE, slots=slots), work, told=lambda: reply.started
+    )
 
 
 def _renamed(path: str, body: bytes, model: str) -> tuple[str, bytes]:

@@ -40,6 +40,9 @@ class Stops:
                 case PartEnded() | ChoiceEnded() | Finished() | Failed():
                     # What looked like the beginning of a stop word was none.
                     held, self._held = self._held, ""
+                    if self._found(held):
+                        self._hit(PartDelta(text=held), told)
+                        break
                     if held:
                         told.append(PartDelta(text=held))
                     told.append(event)
@@ -49,17 +52,27 @@ class Stops:
 
     def _delta(self, event: PartDelta, told: list[Event]) -> None:
         text = self._held + event.text
-        found = [(at, word) for word in self._words if (at := text.find(word)) >= 0]
-        if found:
-            at, word = min(found)
-            self.hit = True
-            if at:
-                told.append(msgspec.structs.replace(event, text=text[:at]))
-            told += (PartEnded(), ChoiceEnded(reason="stop", stop_word=word), Finished())
-            return
         sure = len(text) - max(_overlap(text, word) for word in self._words)
+        found = self._found(text)
+        # Where a longer word may have begun before the one that was found, it is waited for.
+        if found and found[0] <= sure:
+            self._hit(msgspec.structs.replace(event, text=text), told)
+            return
         self._held = text[sure:]
         told.append(msgspec.structs.replace(event, text=text[:sure]))
+
+    def _found(self, text: str) -> tuple[int, str] | None:
+        """The first stop word of a text, and where it begins."""
+        found = [(at, word) for word in self._words if (at := text.find(word)) >= 0]
+        return min(found, default=None)
+
+    def _hit(self, event: PartDelta, told: list[Event]) -> None:
+        """End the answer before the stop word in this text."""
+        at, word = self._found(event.text) or (0, "")
+        self.hit = True
+        if at:
+            told.append(msgspec.structs.replace(event, text=event.text[:at]))
+        told += (PartEnded(), ChoiceEnded(reason="stop", stop_word=word), Finished())
 
 
 def _overlap(text: str, word: str) -> int:

@@ -1,70 +1,73 @@
 """Tries real OpenAI SDKs on a real gateway: `make clients`.
 
-Each client is a script in an environment of its own. It is told the addresses in its environment,
-and prints a line for its version and one for each check: `version 3.54.0`, `ok NAME`,
-`FAIL NAME: why`.
+Each client is a program in an environment of its own. It is told the addresses in its environment,
+and prints a line for its version and one for each check: `version 3.54.0`, `ok GROUP: NAME`,
+`FAIL GROUP: NAME: why`.
 """
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import threading
+import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-HERE = ROOT / "tests" / "clients"
-ENVIRONMENTS = ROOT / ".venvs"
-KEY = "key-of-the-clients"
-START_SECONDS = 60.0
-CLIENT_SECONDS = 180.0
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from clients import stage
+
+HERE = Path(__file__).parent
+ENVIRONMENTS = stage.ROOT / ".venvs"
+PAGE = stage.ROOT / "docs" / "clients.md"
+MADE = "<!-- made by `make clients ARGS=--write`: all that follows -->\n"
+CLIENT_SECONDS = 90.0
 OLDEST_NODE = 20
-HOP_BY_HOP = {"connection", "content-length", "date", "server", "transfer-encoding"}
-BUSY = (
-    b'{"error": {"message": "Busy.", "type": "server_error", "param": null,'
-    b' "code": "server_is_overloaded"}}'
-)
 
 
 @dataclass(frozen=True)
 class Client:
-    """An SDK, and how to start the script that tries it."""
+    """An SDK, and how to start the program that tries it."""
 
     name: str
     folder: str
     """Of its environment, below `.venvs`."""
-    script: str
-    """Below `tests/clients`."""
+    program: str
+    """A folder below `tests/clients`."""
 
     @property
     def is_node(self) -> bool:
-        return self.script.endswith(".mjs")
+        return self.program.endswith("_node")
+
+    @property
+    def home(self) -> Path:
+        return ENVIRONMENTS / self.folder
 
     def command(self) -> list[str]:
-        home = ENVIRONMENTS / self.folder
         if not self.is_node:
-            return [str(home / "bin" / "python"), str(HERE / self.script)]
+            return [str(self.home / "bin" / "python"), "-m", f"clients.{self.program}"]
         # Node looks for packages beside the script, not where it is started.
-        return ["node", str(shutil.copy(HERE / self.script, home))]
+        for script in (HERE / self.program).glob("*.mjs"):
+            shutil.copy(script, self.home)
+        return ["node", str(self.home / "main.mjs")]
+
+    def example(self, code: str) -> list[str]:
+        """How to run an example of the page."""
+        script = self.home / f"example.{'mjs' if self.is_node else 'py'}"
+        script.write_text(code, encoding="utf-8")
+        return ["node" if self.is_node else str(self.home / "bin" / "python"), str(script)]
 
 
 CLIENTS = [
-    Client("openai (Python) 2.x", "openai2", "openai_python.py"),
-    Client("openai (Python) 3.x", "openai3", "openai_python.py"),
-    Client("openai (Node) 6.x", "node-v6", "openai_node/main.mjs"),
-    Client("openai (Node) 7.x", "node-v7", "openai_node/main.mjs"),
+    Client("openai (Python) 2.x", "openai2", "openai_python"),
+    Client("openai (Python) 3.x", "openai3", "openai_python"),
+    Client("openai (Node) 6.x", "node-v6", "openai_node"),
+    Client("openai (Node) 7.x", "node-v7", "openai_node"),
 ]
 
 
@@ -77,123 +80,12 @@ class Result:
     passed: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     skipped: str = ""
+    seconds: float = 0
 
 
 def say(text: str = "") -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-@contextmanager
-def gateway() -> Iterator[str]:
-    """A real `tropilla serve` on its own engine: its base URL, once it is healthy.
-
-    Raises:
-        RuntimeError: it did not come up.
-    """
-    command = [str(ROOT / ".venv" / "bin" / "tropilla"), "serve", "--port", "0", "--api-key", KEY]
-    deadline = time.monotonic() + START_SECONDS
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, cwd=ROOT
-    )
-    # A gateway that prints nothing must not hold us for ever: its end ends the reading.
-    watchdog = threading.Timer(START_SECONDS, process.kill)
-    watchdog.start()
-    try:
-        assert process.stdout is not None
-        found = None
-        for line in process.stdout:
-            if found := re.search(r"^Tropilla \S+ listens on (http://\S+:\d+)/v1", line):
-                break
-        if found is None:
-            raise RuntimeError("`tropilla serve` printed no address, see above.")
-        drain = threading.Thread(target=process.stdout.read, daemon=True)
-        drain.start()
-        _wait_for_health(found[1], process, deadline)
-        watchdog.cancel()
-        yield found[1]
-        if process.poll() is not None:
-            raise RuntimeError(f"The gateway ended by itself, with {process.returncode}.")
-    finally:
-        watchdog.cancel()
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_for_health(base: str, process: subprocess.Popen[str], deadline: float) -> None:
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{base}/health", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.05)
-    raise RuntimeError(f"{base}/health did not become 200.")
-
-
-@contextmanager
-def flaky(upstream: str) -> Iterator[str]:
-    """In front of the gateway: every first try gets 503 and `retry-after-ms`, the next passes.
-
-    `x-attempts` of an answer says how many tries it took.
-    """
-    host, port = upstream.removeprefix("http://").split(":")
-    tries = 0
-
-    class Flaky(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            nonlocal tries
-            tries += 1
-            body = self.rfile.read(int(self.headers["content-length"]))
-            if tries % 2:
-                headers = {"content-type": "application/json", "retry-after-ms": "20"}
-                self.answer(503, headers, BUSY)
-                return
-            connection = http.client.HTTPConnection(host, int(port), timeout=30)
-            try:
-                connection.request("POST", self.path, body, dict(self.headers))
-                got = connection.getresponse()
-                self.answer(got.status, dict(got.getheaders()), got.read())
-            finally:
-                connection.close()
-
-        def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                if name.lower() not in HOP_BY_HOP:
-                    self.send_header(name, value)
-            self.send_header("x-attempts", str(tries))
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Says nothing."""
-
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, *_: object) -> None:
-            """A client that left its kept-alive connection is no news."""
-
-    with Server(("127.0.0.1", 0), Flaky) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-
-
-@contextmanager
-def closed() -> Iterator[str]:
-    """An address that refuses connections: a port that is taken, and not listened on."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 def why_no_node() -> str:
@@ -206,29 +98,56 @@ def why_no_node() -> str:
     return ""
 
 
+def try_examples(result: Result, base: str) -> None:
+    """What docs/clients.md shows, as it is there but for the address and the key."""
+    page = PAGE.read_text(encoding="utf-8")
+    language = "js" if result.client.is_node else "python"
+    for code in re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+        line = page[: page.index(code)].count("\n") + 1
+        here = code.replace("http://127.0.0.1:8081", base).replace('"none"', f'"{stage.KEY}"')
+        try:
+            done = subprocess.run(
+                result.client.example(here), stdin=subprocess.DEVNULL, capture_output=True,
+                text=True, timeout=CLIENT_SECONDS, check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            result.failed.append(f"examples: line {line}: {error}")
+            continue
+        if done.returncode or not done.stdout.strip():
+            told = [one for one in done.stderr.splitlines() if "Error" in one]
+            why = told[-1] if told else f"it ended with {done.returncode}"
+            result.failed.append(f"examples: line {line}: {why}")
+        else:
+            result.passed.append(f"examples: line {line}")
+
+
 def try_client(client: Client, base: str) -> Result:
     result = Result(client)
     if client.is_node and (why := why_no_node()):
         result.skipped = why
         return result
-    with flaky(base) as unsteady, closed() as refusing:
+    since = time.monotonic()
+    with stage.flaky(base) as unsteady, stage.closed() as refusing:
         environment = {
             **os.environ,
+            "TROPILLA_ROOT": base,
             "TROPILLA_BASE": f"{base}/v1",
             "TROPILLA_FLAKY": f"{unsteady}/v1",
             "TROPILLA_CLOSED": f"{refusing}/v1",
-            "TROPILLA_KEY": KEY,
-            "TROPILLA_MODEL": "tropilla-tiny",
+            "TROPILLA_KEY": stage.KEY,
+            "TROPILLA_MODEL": stage.MODEL,
+            "TROPILLA_ALIAS": stage.ALIAS,
+            "TROPILLA_MAX_BODY": str(stage.MAX_BODY),
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
         }
         try:
             done = subprocess.run(
-                client.command(), env=environment, stdin=subprocess.DEVNULL,
+                client.command(), env=environment, stdin=subprocess.DEVNULL, cwd=HERE.parent,
                 stdout=subprocess.PIPE, text=True, timeout=CLIENT_SECONDS, check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
-            result.failed.append(f"the script: {error}")
+            result.failed.append(f"the program: {error}")
             return result
     for line in done.stdout.splitlines():
         word, _, rest = line.partition(" ")
@@ -239,37 +158,52 @@ def try_client(client: Client, base: str) -> Result:
         elif word == "FAIL":
             result.failed.append(rest)
     if done.returncode and not result.failed:
-        result.failed.append(f"the script: ended with {done.returncode}, see above")
+        result.failed.append(f"the program: ended with {done.returncode}, see above")
     if not result.passed and not result.failed:
-        result.failed.append("the script: checked nothing")
+        result.failed.append("the program: checked nothing")
+    try_examples(result, base)
+    result.seconds = time.monotonic() - since
     return result
 
 
-def show(results: list[Result]) -> None:
-    say(f"{'client':<22}{'version':<10}checks passed")
-    for result in results:
-        total = len(result.passed) + len(result.failed)
-        text = (
-            f"skipped: {result.skipped}" if result.skipped else f"{len(result.passed)} of {total}"
-        )
-        say(f"{result.client.name:<22}{result.version:<10}{text}")
-        for reason in result.failed:
-            say(f"  FAIL {reason}")
+def table(results: list[Result]) -> list[str]:
+    """A row a client, a column a group of checks: how many of them it passed (docs/clients.md)."""
+    of = [Counter(one.partition(":")[0] for one in result.passed) for result in results]
+    all_of = [
+        of_it + Counter(one.partition(":")[0] for one in result.failed)
+        for of_it, result in zip(of, results, strict=True)
+    ]
+    groups = list(dict.fromkeys(group for one in all_of for group in one))
+    rows = [["client", "version", *groups, "all"]]
+    for result, passed, every in zip(results, of, all_of, strict=True):
+        cells = [f"{passed[group]}/{every[group]}" if every[group] else "" for group in groups]
+        total = f"{passed.total()}/{every.total()}"
+        rows.append([result.client.name, result.version, *cells, result.skipped or total])
+    return [f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
 
 
 def main() -> int:
-    """All clients, or those whose folders are named."""
-    chosen = [one for one in CLIENTS if one.folder in sys.argv[1:]] if sys.argv[1:] else CLIENTS
+    """All clients, or those whose folders are named; `--write` puts the table into the page."""
+    named = [argument for argument in sys.argv[1:] if argument != "--write"]
+    chosen = [one for one in CLIENTS if one.folder in named] if named else CLIENTS
     if not chosen:
         say(f"No such client. There are: {', '.join(one.folder for one in CLIENTS)}")
         return 2
     try:
-        with gateway() as base:
+        with tempfile.TemporaryDirectory() as folder, stage.gateway(Path(folder)) as base:
             results = [try_client(client, base) for client in chosen]
     except RuntimeError as error:
         say(str(error))
         return 1
-    show(results)
+    for result in results:
+        for reason in result.failed:
+            say(f"FAIL {result.client.folder}: {reason}")
+    rows = "\n".join(table(results))
+    say(rows)
+    if "--write" in sys.argv:
+        before = PAGE.read_text(encoding="utf-8").partition(MADE)[0]
+        PAGE.write_text(f"{before}{MADE}\n{rows}\n", encoding="utf-8")
+    say(f"{sum(result.seconds for result in results):.0f} s")
     return 1 if any(result.failed for result in results) else 0
 
 

@@ -112,8 +112,16 @@ BAD: list[tuple[JsonObject, str | None, str | None]] = [
         "missing_required_parameter",
     ),
     ({"tool_choice": "some"}, "tool_choice", "invalid_value"),
-    ({"tool_choice": {"type": "function"}}, "tool_choice", "invalid_type"),
-    ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
+    ({"tool_choice": 5}, "tool_choice", "invalid_type"),
+    ({"tool_choice": {"name": "f"}}, "tool_choice.type", "missing_required_parameter"),
+    ({"tool_choice": {"type": "x"}}, "tool_choice.type", "invalid_value"),
+    (
+        {"tool_choice": {"type": "function"}},
+        "tool_choice.function",
+        "missing_required_parameter",
+    ),
+    ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+    ({"function_call": {"name": "f"}}, "function_call", "invalid_value"),
 ]
 
 

@@ -96,7 +96,10 @@ def test_usage_comes_last_and_alone() -> None:
 
 def test_probabilities_are_parallel_lists_and_their_offsets_go_on() -> None:
     def entry(token: str) -> JsonObject:
-        tops = [{"token": top, "logprob": -1.0, "bytes": []} for top in (token, "x", "y")]
+        tops = [
+            {"token": top, "logprob": -1.0, "bytes": list(top.encode())}
+            for top in (token, "x", "y")
+        ]
         return tops[0] | {"top_logprobs": tops}
 
     events: list[Event] = [PartStarted(kind="text")]
@@ -109,25 +112,71 @@ def test_probabilities_are_parallel_lists_and_their_offsets_go_on() -> None:
     lists = [chunk["choices"][0]["logprobs"] for chunk in told[:-1]]
     assert [some["text_offset"] for some in lists] == [[0], [2], [3]]
     assert lists[0]["top_logprobs"] == [{"ab": -1.0, "x": -1.0}]
+    assert lists == [
+        {name: values[at : at + 1] for name, values in whole.items()} for at in range(3)
+    ]
     assert whole["tokens"] == ["ab", "c", "de"]
     assert whole["text_offset"] == [0, 2, 3]
     assert whole["token_logprobs"] == [-1.0] * 3
     assert answer_of(asked(), STARTED, *events, FINISHED)["choices"][0]["logprobs"] is None
 
 
-def test_an_echo_begins_every_choice_with_its_prompt() -> None:
-    request = asked(prompt=["a", "b"], n=2, echo=True, stream=True)
-    events = [event for index in (3, 0, 2, 1) for event in said(str(index), choice=index)]
+def entry_of(token: str, logprob: float | None, *tops: tuple[str, float]) -> JsonObject:
+    told = [{"token": text, "logprob": chance, "bytes": None} for text, chance in tops]
+    return {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": told}
 
-    told = chunks(request, STARTED, *events, FINISHED)
-    whole = answer_of(request, STARTED, *events, FINISHED)
 
-    streamed = ["", "", "", ""]
-    for chunk in told:
-        for choice in chunk["choices"]:
-            streamed[choice["index"]] += choice["text"]
-    assert streamed == ["a0", "a1", "b2", "b3"]
-    assert [choice["text"] for choice in whole["choices"]] == streamed
+def lists_of(*entries: JsonObject, logprobs: int = 2) -> Any:
+    events: list[Event] = [PartStarted(kind="text"), PartDelta(text="?", logprobs=list(entries))]
+    events += [PartEnded(), ChoiceEnded(reason="stop")]
+    return answer_of(asked(logprobs=logprobs), STARTED, *events, FINISHED)["choices"][0]["logprobs"]
+
+
+def test_the_chosen_token_is_always_among_the_likeliest() -> None:
+    told = lists_of(entry_of("c", -9.0, ("a", -1.0), ("b", -2.0), ("x", -3.0)))
+    assert told["top_logprobs"] == [{"a": -1.0, "b": -2.0, "c": -9.0}]
+
+
+def test_of_two_tokens_with_one_text_the_likelier_is_told() -> None:
+    told = lists_of(entry_of("a", -2.0, ("a", -1.0), ("a", -2.0)))
+    assert told["top_logprobs"] == [{"a": -1.0}]
+    assert told["token_logprobs"] == [-2.0]
+
+
+def test_without_alternatives_there_is_no_list_of_them() -> None:
+    told = lists_of(entry_of("a", -2.0, ("a", -1.0)), logprobs=0)
+    assert (told["token_logprobs"], told["top_logprobs"]) == ([-2.0], None)
+
+
+def test_the_first_token_of_a_prompt_has_no_likelihood() -> None:
+    told = lists_of(entry_of("a", None), entry_of("b", -1.0, ("b", -1.0)))
+    assert told["token_logprobs"] == [None, -1.0]
+    assert told["top_logprobs"] == [None, {"b": -1.0}]
+
+
+def test_a_token_too_unlikely_to_be_told_of_has_openais_number() -> None:
+    told = lists_of(entry_of("a", -3.4028234663852886e38, ("b", -0.5)))
+    assert told["token_logprobs"] == [-9999.0]
+    assert told["top_logprobs"] == [{"b": -0.5, "a": -9999.0}]
+
+
+def test_a_token_within_a_character_is_told_by_its_bytes() -> None:
+    pieces = [b"a", b"\xf0\x9f", b"\x98\x80", b"b", b""]
+    entries = [
+        {"token": "\N{REPLACEMENT CHARACTER}", "logprob": -1.0, "bytes": list(piece)}
+        for piece in pieces
+    ]
+    entries[0]["token"], entries[3]["token"], entries[4]["token"] = "a", "b", "</s>"
+
+    told = lists_of(*entries, logprobs=0)
+
+    assert told["tokens"] == ["a", "bytes:\\xf0\\x9f", "bytes:\\x98\\x80", "b", "</s>"]
+    assert told["text_offset"] == [0, 1, 1, 2, 3]
+    back = TEXT.parse_answer(
+        {"choices": [{"text": "?", "finish_reason": "stop", "logprobs": told}]}
+    ).choices[0]
+    assert back.logprobs is not None
+    assert [bytes(one["bytes"]) for one in back.logprobs[:4]] == pieces[:4]
 
 
 def test_an_error_in_the_middle_has_four_keys_and_then_done() -> None:
@@ -245,6 +294,7 @@ def test_two_choices_cannot_be_the_same() -> None:
     [
         ("a", ("a",), False),
         ("", ("",), False),
+        (None, ("",), False),
         (["a", "b"], ("a", "b"), True),
         (["a"], ("a",), True),
         ([1, 2], ([1, 2],), False),
@@ -255,13 +305,12 @@ def test_two_choices_cannot_be_the_same() -> None:
 def test_the_forms_of_a_prompt(prompt: Any, prompts: tuple[Any, ...], *, listed: bool) -> None:
     read = asked(prompt=prompt).input
     assert read == Completion(prompts=prompts, listed=listed)
-    assert TEXT.render_request(asked(prompt=prompt), TODAY).body["prompt"] == prompt
+    assert TEXT.render_request(asked(prompt=prompt), TODAY).body["prompt"] == (prompt or "")
 
 
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
-        ({"prompt": None}, "prompt", "missing_required_parameter"),
         ({"prompt": []}, "prompt", "empty_array"),
         ({"prompt": 5}, "prompt", "invalid_type"),
         ({"prompt": {"a": 1}}, "prompt", "invalid_type"),
@@ -274,16 +323,17 @@ def test_the_forms_of_a_prompt(prompt: Any, prompts: tuple[Any, ...], *, listed:
         ({"prompt": [[]]}, "prompt.0", "invalid_type"),
         ({"logprobs": 6}, "logprobs", "integer_above_max_value"),
         ({"logprobs": True}, "logprobs", "invalid_type"),
-        ({"best_of": 2}, "best_of", "unsupported_value"),
+        ({"best_of": 2, "stream": True}, "best_of", "unsupported_value"),
+        ({"best_of": 2, "suffix": "b"}, "best_of", "unsupported_value"),
+        ({"best_of": 2, "n": 3}, "best_of", "invalid_value"),
         ({"best_of": 21, "n": 21}, "best_of", "integer_above_max_value"),
         ({"echo": "yes"}, "echo", "invalid_type"),
-        ({"echo": True, "logprobs": 1}, "echo", "unsupported_value"),
-        ({"echo": True, "prompt": [1]}, "echo", "unsupported_value"),
         ({"suffix": "b", "prompt": ["a", "b"]}, "suffix", "unsupported_value"),
         ({"suffix": "b", "echo": True}, "suffix", "unsupported_value"),
         ({"n": 0}, "n", "integer_below_min_value"),
         ({"stream_options": {}}, "stream_options", "invalid_value"),
-        ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
+        ({"max_tokens": -2}, "max_tokens", "integer_below_min_value"),
+        ({"max_tokens": 0, "suffix": "b"}, "max_tokens", "integer_below_min_value"),
         ({"stop": [None]}, "stop.0", "invalid_type"),
     ],
     ids=repr,
@@ -292,6 +342,25 @@ def test_a_bad_request_is_told_what_is_wrong(fields: JsonObject, param: str, cod
     with pytest.raises(Malformed) as told:
         asked(**fields)
     assert (told.value.problem.param, told.value.problem.code) == (param, code)
+
+
+def test_a_prompt_must_be_there_though_it_may_be_null() -> None:
+    with pytest.raises(Malformed) as told:
+        TEXT.parse_request({"model": "m"}, "/completions")
+    assert told.value.problem.code == "missing_required_parameter"
+
+
+def test_what_is_best_is_chosen_here() -> None:
+    assert asked(best_of=3, n=2).input == Completion(prompts=("Hello",), best_of=3)
+    assert asked(best_of=2, n=2).input == asked(n=2).input
+    assert "best_of" not in TEXT.render_request(asked(best_of=3), TODAY).body
+
+
+def test_a_prompt_alone_may_be_asked_for() -> None:
+    request = asked(max_tokens=0, echo=True, logprobs=0)
+    assert (request.max_tokens, request.logprobs) == (0, 0)
+    body = TEXT.render_request(request, Traits(dialect="openai")).body
+    assert (body["max_tokens"], body["logprobs"], body["echo"]) == (0, 0, True)
 
 
 def test_a_suffix_makes_a_hole() -> None:

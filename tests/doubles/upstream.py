@@ -190,7 +190,7 @@ class _Connection(asyncio.Protocol):
         self.number += 1
 
 
-_TOLD = {"/health", "/v1/models", "/props"}
+_TOLD = {"/health", "/v1/models", "/props", "/slots"}
 _REFUSED = {"/v1/embeddings", "/v1/rerank", "/infill"}
 """What a probe asks nothing of, to hear whether it is there."""
 _ASIDE = {"/tokenize", "/apply-template"}
@@ -210,6 +210,8 @@ class Double:
         self.keeps = True
         """Whether a connection on which it was probed may be used again."""
         self.health = (200, b'{"status":"ok"}')
+        self.busy = 0
+        """How many of its slots are at work, as it says."""
         self.props: dict[str, Any] = {
             "default_generation_settings": {"n_ctx": n_ctx},
             "total_slots": slots,
@@ -288,6 +290,9 @@ class Double:
                 data = [{"id": name, "object": "model", "created": 1} for name in self.models]
                 body = msgspec.json.encode({"object": "list", "data": data})
                 await exchange.whole(200, body, JSON, *more)
+            case "/slots":
+                told = [{"id": n, "is_processing": n < self.busy} for n in range(4)]
+                await exchange.whole(200, msgspec.json.encode(told), JSON, *more)
             case "/props":
                 await exchange.whole(200, msgspec.json.encode(self.props), JSON, *more)
             case path:

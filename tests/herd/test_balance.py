@@ -16,6 +16,7 @@ def one(state: Any = "ready", *models: str, **more: Any) -> Candidate:
 
 
 WAIT, UNKNOWN = Pick(otherwise="wait"), Pick(otherwise="unknown_model")
+QUEUE = Pick(otherwise="queue")
 UNAVAILABLE = Pick(otherwise="unavailable")
 
 
@@ -36,6 +37,20 @@ UNAVAILABLE = Pick(otherwise="unavailable")
         # One that has failed is the last resort, but a resort.
         ([one(), one(leases=9)], "m", (0,), Pick(index=1)),
         ([one()], "m", (0,), Pick(index=0)),
+        ([one(), one(leases=2, slots=2)], "m", (0,), QUEUE),
+        ([one(), one("down")], "m", (0,), Pick(index=0)),
+        # Who has no free slot.
+        ([one(leases=2, slots=2), one(leases=3, slots=4)], "m", (), Pick(index=1)),
+        ([one(leases=2, slots=2)], "m", (), QUEUE),
+        ([one(leases=1, foreign=1, slots=2)], "m", (), QUEUE),
+        ([one(leases=2, slots=2), one("loading")], "m", (), QUEUE),
+        # Who is to get nothing.
+        ([one(quarantined=True), one(leases=9)], "m", (), Pick(index=1)),
+        ([one(quarantined=True), one(leases=2, slots=2)], "m", (), QUEUE),
+        ([one(quarantined=True), one("loading")], "m", (), Pick(index=0)),
+        ([one(quarantined=True)], "m", (), Pick(index=0)),
+        ([one(draining=True), one(leases=9)], "m", (), Pick(index=1)),
+        ([one(draining=True)], "m", (), UNAVAILABLE),
         # Who is not ready.
         ([one("loading"), one(leases=9)], "m", (), Pick(index=1)),
         ([one("loading")], "m", (), WAIT),
@@ -83,7 +98,7 @@ candidates_ = st.lists(
         Candidate,
         state=st.sampled_from(["starting", "loading", "ready", "down"]),
         models=st.sets(st.sampled_from("ab")),
-        slots=st.integers(1, 8),
+        slots=st.none() | st.integers(1, 8),
         leases=st.integers(0, 20),
         served=st.integers(0, 99),
     ),
@@ -100,7 +115,29 @@ def test_who_is_picked_can_serve_and_nobody_fit_is_passed_over(
         for index, one in enumerate(candidates)
         if one.state == "ready" and (one.models if model is None else model in one.models)
     ]
+    # Another one is worth waiting for.
+    fit = [index for index in fit if index not in avoid] or fit
+    fit = [index for index in fit if (slots := candidates[index].slots) is None
+           or candidates[index].leases < slots]  # fmt: skip
     index = pick(candidates, model, avoid).index
     assert (index in fit) if fit else (index is None)
-    if index in avoid:
-        assert set(fit) <= avoid
+
+
+@pytest.mark.parametrize(
+    ("cached", "leases", "size", "expected"),
+    [
+        # What is in the cache is worth a busier server, up to a point; for a short prompt less.
+        ((0.0, 0.9), (0, 2), 100, 1),
+        ((0.0, 0.9), (0, 2), 2, 0),
+        ((0.0, 0.3), (0, 2), 100, 0),
+        ((0.5, 0.5), (1, 0), 100, 1),
+        ((0.0, 1.0), (0, 4), 100, 0),
+    ],
+)
+def test_what_is_cached_against_the_load(
+    cached: tuple[float, float], leases: tuple[int, int], size: int, expected: int
+) -> None:
+    candidates = [
+        one(cached=share, leases=busy, slots=4) for share, busy in zip(cached, leases, strict=True)
+    ]
+    assert pick(candidates, "m", size=size) == Pick(index=expected)

@@ -196,7 +196,8 @@ async def test_a_slow_client_gets_everything(gateway: Serve, double: Double) -> 
     assert answer.text == "".join(words)
 
 
-async def test_many_leave_and_nothing_is_left(gateway: Serve, double: Double) -> None:
+async def test_many_leave_and_nothing_is_left(gateway: Serve, doubles: Start) -> None:
+    double = await doubles(slots=40)
     tropilla = await gateway(double)
     raws = [await asks(tropilla, stream=n % 2 == 0) for n in range(40)]
     exchanges = [await double.arrives() for _ in raws]

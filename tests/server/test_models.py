@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from conftest import Serve, Start
-from doubles.upstream import JSON, Exchange, Script
+from doubles.upstream import JSON, Exchange, Script, streams
+from doubles.upstream import told as said
 from openapi_schema import check
 from tropilla.config import ModelConfig, UpstreamConfig
 
@@ -61,6 +62,17 @@ async def test_aliases(gateway: Serve, doubles: Start) -> None:
     assert told["m"]["aliases"] == ["gpt-4", "org/m"]
     assert told["gpt-4"]["aliases"] == ["m", "org/m"]
     assert told["both"]["aliases"] == []
+
+
+async def test_an_alias_is_no_name_that_the_server_knows(gateway: Serve, doubles: Start) -> None:
+    double = await doubles("m")
+    double.on("/v1/chat/completions", streams(*said("x")))
+    upstream = UpstreamConfig(url=double.url, dialect="openai")
+    tropilla = await gateway(models={"m": ModelConfig(upstreams=(upstream,), aliases=("gpt-4",))})
+    assert (await cards(tropilla))["m"]["aliases"] == ["gpt-4"]
+    answer = await tropilla.chat(model="gpt-4")
+    assert answer.json["model"] == "gpt-4"
+    assert double.requests[-1].json["model"] == "m"
 
 
 async def test_the_context_that_holds_wherever_a_request_goes(

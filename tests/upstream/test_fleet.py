@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from conftest import Serve, Start
+from conftest import CHAT, Serve, Start
 from doubles.upstream import Double, answers, native_told, streams, told
-from tropilla.config import Config, ModelConfig, UpstreamConfig
+from tropilla.config import Config, ModelConfig, QueueConfig, UpstreamConfig
+from tropilla.herd.pool import Ask
 from tropilla.ir import ProblemError
 from tropilla.templates import Classic
 from tropilla.upstream import fleet as module
@@ -31,16 +32,108 @@ async def test_requests_are_spread(gateway: Serve, doubles: Start) -> None:
     assert [len(double.requests) for double in herd] == [2, 2, 2]
 
 
-async def test_who_has_more_slots_gets_more(gateway: Serve, doubles: Start) -> None:
+async def test_who_has_more_slots_gets_more_and_the_rest_waits_here(
+    gateway: Serve, doubles: Start
+) -> None:
     small, large = await doubles(slots=1), await doubles(slots=3)
     tropilla = await gateway(small, large)
     asked = [asyncio.create_task(tropilla.chat()) for _ in range(8)]
-    small_ones = [await small.arrives() for _ in range(2)]
-    large_ones = [await large.arrives() for _ in range(6)]
-    assert [one.leases for one in tropilla.fleet.upstreams] == [2, 6]
-    for exchange in (*small_ones, *large_ones):
+    first = [await small.arrives(), *[await large.arrives() for _ in range(3)]]
+    await tropilla.has(lambda: tropilla.fleet.pool.waiting == 4)
+    assert [one.leases for one in tropilla.fleet.upstreams] == [1, 3]
+    assert (len(small.requests), len(large.requests)) == (1, 3)
+    for exchange in first:
+        await exchange.stream(*told("x"))
+    for exchange in [await small.arrives(), *[await large.arrives() for _ in range(3)]]:
         await exchange.stream(*told("x"))
     assert Counter([(await one).status for one in asked]) == {200: 8}
+
+
+async def test_a_server_is_given_no_more_than_the_config_says(
+    gateway: Serve, doubles: Start
+) -> None:
+    double = await doubles(slots=4)
+    upstream = UpstreamConfig(url=double.url, slots=1)
+    tropilla = await gateway(models={"m": ModelConfig(upstreams=(upstream,))})
+    asked = [asyncio.create_task(tropilla.chat()) for _ in range(2)]
+    exchange = await double.arrives()
+    await tropilla.has(lambda: tropilla.fleet.pool.waiting == 1)
+    assert len(double.requests) == 1
+    double.on(PATH, streams(*told("x")))
+    await exchange.stream(*told("x"))
+    assert [(await one).status for one in asked] == [200, 200]
+
+
+async def test_slots_that_others_have_taken_are_not_given(gateway: Serve, doubles: Start) -> None:
+    one, two = await doubles(slots=4), await doubles(slots=4)
+    for double in (one, two):
+        double.on(PATH, streams(*told("x")))
+    one.busy = 4
+    tropilla = await gateway(one, two)
+    for _ in range(4):
+        assert (await tropilla.chat()).status == 200
+    assert (len(one.requests), len(two.requests)) == (0, 4)
+
+
+async def test_a_full_queue_is_told_at_once(gateway: Serve, doubles: Start) -> None:
+    double = await doubles(slots=1)
+    tropilla = await gateway(double, queue=QueueConfig(size=1, seconds=60))
+    asked = [asyncio.create_task(tropilla.chat()) for _ in range(2)]
+    exchange = await double.arrives()
+    await tropilla.has(lambda: tropilla.fleet.pool.waiting == 1)
+    for stream in (False, True):
+        answer = await tropilla.chat(stream=stream)
+        assert (answer.status, answer.error["code"]) == (503, "server_is_overloaded")
+        assert (
+            answer.error["message"] == "All slots are taken, and 1 requests wait for one already."
+        )
+        assert answer.headers["retry-after"] == "1"
+    double.on(PATH, streams(*told("x")))
+    await exchange.stream(*told("x"))
+    assert [(await one).status for one in asked] == [200, 200]
+
+
+async def test_who_waits_too_long_is_told(gateway: Serve, doubles: Start) -> None:
+    double = await doubles(slots=1)
+    tropilla = await gateway(double, queue=QueueConfig(size=1, seconds=0.3))
+    first = asyncio.create_task(tropilla.chat())
+    exchange = await double.arrives()
+    answer = await tropilla.chat()
+    assert (answer.status, answer.error["code"]) == (503, "server_is_overloaded")
+    assert "none became free in 0.3 s" in answer.error["message"]
+    await exchange.stream(*told("x"))
+    assert (await first).status == 200
+
+
+async def test_who_leaves_the_queue_is_forgotten(gateway: Serve, doubles: Start) -> None:
+    double = await doubles(slots=1)
+    tropilla = await gateway(double)
+    first = asyncio.create_task(tropilla.chat())
+    exchange = await double.arrives()
+    raw = await tropilla.connect()
+    await raw.post(PATH, CHAT)
+    await tropilla.has(lambda: tropilla.fleet.pool.waiting == 1)
+    raw.leave()
+    await tropilla.has(lambda: tropilla.fleet.pool.waiting == 0)
+    await exchange.stream(*told("x"))
+    assert (await first).status == 200
+    assert len(double.requests) == 1
+
+
+async def test_a_conversation_stays_where_its_cache_is(gateway: Serve, doubles: Start) -> None:
+    herd = [await doubles() for _ in range(3)]
+    for double in herd:
+        double.on(PATH, streams(*told("x")))
+    tropilla = await gateway(*herd)
+    talk = [{"role": "user", "content": "Tell me a story. " * 40}]
+    await tropilla.chat()
+    for _ in range(5):
+        assert (await tropilla.chat(messages=talk)).status == 200
+        talk += [
+            {"role": "assistant", "content": "Once upon a time. " * 20},
+            {"role": "user", "content": "And then? " * 20},
+        ]
+    assert sorted(len(double.requests) for double in herd) == [0, 1, 5]
 
 
 async def test_a_request_goes_where_its_model_is(gateway: Serve, doubles: Start) -> None:
@@ -321,17 +414,17 @@ async def test_a_lease_is_given_back_whatever_happens(double: Double) -> None:
     fleet = Fleet(Config(upstreams=(UpstreamConfig(url=double.url),)))
     await fleet.start()
     try:
-        async with fleet.lease("m") as lease:
+        async with fleet.lease(Ask(model="m")) as lease:
             upstream = lease.upstream
             assert (upstream.leases, lease.name, lease.there) == (1, "m", "m")
             with pytest.raises(ProblemError) as caught:
-                async with fleet.lease("none"):
+                async with fleet.lease(Ask(model="none")):
                     pass
         assert caught.value.problem.kind == "unknown_model"
         with pytest.raises(ZeroDivisionError):
-            async with fleet.lease(None):
+            async with fleet.lease(Ask()):
                 raise ZeroDivisionError
-        assert (upstream.leases, upstream.served) == (0, 2)
+        assert (upstream.leases, fleet.pool.held(0)) == (0, 0)
     finally:
         await fleet.stop()
 
@@ -343,7 +436,7 @@ async def test_patience_has_an_end(double: Double, monkeypatch: pytest.MonkeyPat
     await fleet.start()
     try:
         with pytest.raises(ProblemError) as caught:
-            async with fleet.lease("m"):
+            async with fleet.lease(Ask(model="m")):
                 pass
         assert caught.value.problem.kind == "loading"
     finally:

@@ -1,6 +1,6 @@
 """The command line. Imports are lazy: `--version` and `--help` load nothing that serves.
 
-A command is a module here that has a `command`, and a line in `main`.
+A command is in a module here, and has a line below `main`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 
 from tropilla import __version__
-from tropilla.cli import config, doctor, serve
+from tropilla.cli import config, doctor, herd, serve
 from tropilla.cli.options import SETTINGS
 
 
@@ -21,3 +21,5 @@ def main() -> None:
 main.add_command(serve.command)
 main.add_command(config.command)
 main.add_command(doctor.command)
+main.add_command(herd.herd)
+main.add_command(herd.route)

@@ -77,6 +77,10 @@ if TYPE_CHECKING:
     "--allow-admin/--no-allow-admin", default=None,
     help="Relay the routes that change or expose a llama.cpp server.",
 )  # fmt: skip
+@click.option(
+    "--drain", type=click.FloatRange(0, 86400), metavar="SECONDS", show_default="30",
+    help="How long open answers may go on once it is asked to end; asked again it ends at once.",
+)  # fmt: skip
 @click.pass_context
 def command(context: click.Context, /, **flags: Any) -> None:
     """Serve OpenAI clients from llama.cpp.
@@ -126,6 +130,7 @@ def with_flags(
     template: str | None,
     any_model: bool | None,
     allow_admin: bool | None,
+    drain: float | None,
     **classic: str | None,
 ) -> Config:
     """What the flags make of a config: they win, setting by setting.
@@ -167,6 +172,8 @@ def with_flags(
         over["any_model"] = as_the_script if any_model is None else any_model
     if allow_admin is not None:
         over["allow_admin"] = allow_admin
+    if drain is not None:
+        over["drain"] = drain
     return msgspec.structs.replace(config, **over)
 
 

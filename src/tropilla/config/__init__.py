@@ -16,6 +16,8 @@ from tropilla.config.tree import (
     ConfigError,
     EngineConfig,
     ModelConfig,
+    QueueConfig,
+    ResponsesConfig,
     TimeoutsConfig,
     UpstreamConfig,
 )
@@ -27,6 +29,8 @@ __all__ = [
     "ConfigError",
     "EngineConfig",
     "ModelConfig",
+    "QueueConfig",
+    "ResponsesConfig",
     "TimeoutsConfig",
     "UpstreamConfig",
     "read_keys",

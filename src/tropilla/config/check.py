@@ -65,12 +65,13 @@ def _servers(reader: Reader) -> None:
                             "the work it gets.")  # fmt: skip
         in_list.add((way[:-1], one.server))
         before = first.setdefault(one.server, one)
-        if before.upstream.timeouts != value.timeouts:
-            reader.complain(
-                way,
-                f"is the same server as {'.'.join(before.way)} (line "
-                f"{reader.places[before.way].line}), with other timeouts: a server has one set.",
-            )
+        for name in ("timeouts", "slots"):
+            if getattr(before.upstream, name) != getattr(value, name):
+                reader.complain(
+                    way,
+                    f"is the same server as {'.'.join(before.way)} (line "
+                    f"{reader.places[before.way].line}), with other {name}: a server has one set.",
+                )
 
 
 def _outside(reader: Reader) -> None:

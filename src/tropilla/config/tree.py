@@ -56,6 +56,8 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The key that it wants."""
     headers: dict[HeaderName, Secret] = {}
     """More headers, sent with every request."""
+    slots: Annotated[int, Meta(ge=1, le=65536)] | None = None
+    """Requests that it is given at once, at most; without it, as many as it has slots."""
     weight: Annotated[float, Meta(gt=0, le=1_000_000)] = 1.0
     """Of two upstreams of the same model, one of weight 2 takes twice as many requests."""
     template: Template | None = None
@@ -90,6 +92,26 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Threads that compute."""
 
 
+class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests that wait for a free slot."""
+
+    size: Annotated[int, Meta(ge=0, le=1_000_000)] = 64
+    """How many wait for the same upstreams; one more is refused at once."""
+    seconds: Seconds = 60.0
+    """How long one waits."""
+
+
+class ResponsesConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of the Responses API, so that a conversation can go on by an id."""
+
+    store: Name = "memory"
+    """`memory`, which ends with the gateway, or the path of a SQLite file."""
+    ttl: Annotated[float, Meta(gt=0, le=315_360_000)] = 2_592_000.0
+    """Seconds after its last use when a response is forgotten; 30 days."""
+    max_bytes: Annotated[int, Meta(ge=0, le=2**50)] = 64 * 1024 * 1024
+    """Bytes of all that is kept; beyond, what was not used for longest goes first."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that `tropilla serve` needs to know."""
 
@@ -103,14 +125,24 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Servers whose models are found by asking them. Neither these nor models: the engine runs."""
     engine: EngineConfig = EngineConfig()
     """The embedded engine, which runs where there are neither models nor upstreams."""
+    queue: QueueConfig = QueueConfig()
+    """Requests that wait for a free slot."""
+    responses: ResponsesConfig = ResponsesConfig()
+    """What is kept of the Responses API."""
     template: Template | None = None
     """For every model that has none of its own; `auto` leaves it to the server."""
     any_model: bool = False
     """A name that nobody serves is answered by whatever is served, as api_like_OAI.py did."""
     allow_admin: bool = False
     """Relay the routes that change or expose a server."""
+    allow_grammar: bool = True
+    """Pass on a client's own grammar; without, JSON Schemas alone: those are checked here."""
+    drain: Annotated[float, Meta(ge=0, le=86400)] = 30.0
+    """How long open answers may go on, in seconds, once the gateway is asked to end."""
     max_body: Annotated[int, Meta(ge=1, le=2**40)] = 32 * 1024 * 1024
     """Bytes of one request."""
+    max_scored_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] = 4096
+    """Tokens of the prompts of one request that wants their probabilities of a llama.cpp server."""
 
     @property
     def host(self) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Protocol, cast
 
@@ -34,6 +35,17 @@ class Wire(Value, frozen=True, kw_only=True):
     path: str
     body: JsonObject
     dropped: tuple[str, ...] = ()
+
+
+# A client may call a field anything: a header holds little of that, and not much in all.
+_NAMEABLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_MOST_NAMED = 32
+
+
+def dropped_header(names: Iterable[str]) -> dict[str, str]:
+    """The header that names what an upstream could not be told, where there was anything."""
+    told = [name for name in names if _NAMEABLE.fullmatch(name)][:_MOST_NAMED]
+    return {"x-tropilla-dropped": ", ".join(told)} if told else {}
 
 
 class Stamp(msgspec.Struct, frozen=True):

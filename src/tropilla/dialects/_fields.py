@@ -148,7 +148,7 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(quoted) if len(quoted) < 2 else f"{', '.join(quoted[:-1])}, and {quoted[-1]}"
 
 
-def texts(value: Json, path: str) -> tuple[str, ...]:
+def texts(value: Json, path: str, most: int | None = None) -> tuple[str, ...]:
     """One text or a list of them: a string is one stop word, never its letters."""
     if value is None:
         return ()
@@ -156,6 +156,12 @@ def texts(value: Json, path: str) -> tuple[str, ...]:
         return (value,) if value else ()
     if type(value) is not list:
         raise wrong_type(path, "a string or an array of strings", value)
+    if most is not None and len(value) > most:
+        raise invalid(
+            path,
+            f"expected at most {most}, but got {len(value)} instead.",
+            "array_above_max_length",
+        )
     for index, item in enumerate(value):
         if type(item) is not str:
             raise wrong_type(f"{path}.{index}", "a string", item)
@@ -202,8 +208,17 @@ def write_knobs(knobs: Knobs) -> JsonObject:
 
 
 _FAMILY = {"openai_chat", "openai_completions", "llamacpp"}
+_RESPONSES = "openai_responses"
+_RESPONSES_OWN = frozenset({
+    "access_programs", "background", "background_options", "client_metadata",
+    "context_management", "image", "include", "instructions", "max_tool_calls",
+    "previous_response_id", "reasoning", "store", "top_logprobs", "truncation",
+})  # fmt: skip
+"""What OpenAI's Responses have and no other API, or mean otherwise."""
 
 
 def kindred_extras(request: Request) -> JsonObject:
     """The fields that the IR does not model, where OpenAI's APIs and llama.cpp's mean the same."""
+    if request.dialect == _RESPONSES:
+        return {n: value for n, value in request.extras.items() if n not in _RESPONSES_OWN}
     return dict(request.extras) if request.dialect in _FAMILY else {}

@@ -16,10 +16,10 @@ from tropilla.dialects import Stamp, _others, _problems
 from tropilla.dialects._fields import (
     Fields,
     invalid,
-    kindred_extras,
     write_knobs,
     wrong_type,
 )
+from tropilla.dialects._ignored import extras_for_llamacpp
 from tropilla.framing import SSE_DONE, SSE_PING, sse
 from tropilla.ir import (
     Bias,
@@ -38,6 +38,9 @@ from tropilla.ir import (
     Traits,
     Usage,
 )
+
+MOST_STOPS = 4
+"""Stop texts of one request."""
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 PING = SSE_PING
@@ -58,10 +61,11 @@ def decode(data: bytes) -> Json:
         raise Malformed(f"The upstream sent something that is not JSON: {error}.") from None
 
 
-def read_limit(fields: Fields) -> int | None:
+def read_limit(fields: Fields, least: int = 1) -> int | None:
     """The most tokens to write: the newest name first, then the old, then llama.cpp's.
 
-    -1 is llama.cpp's way to say "no limit", also under the other names.
+    -1 is llama.cpp's way to say "no limit", also under the other names. `least` is 0 where a
+    prompt alone may be asked for.
     """
     limits = [
         (name, fields.integer(name))
@@ -71,10 +75,10 @@ def read_limit(fields: Fields) -> int | None:
         if limit is not None:
             if limit == -1:
                 return None
-            if limit < 1:
+            if limit < least:
                 raise invalid(
                     fields.at(name),
-                    f"expected a value >= 1, but got {limit} instead.",
+                    f"expected a value >= {least}, but got {limit} instead.",
                     "integer_below_min_value",
                 )
             return limit
@@ -136,7 +140,10 @@ def read_stream_options(fields: Fields, *, stream: bool) -> bool:
         return False
     if not stream:
         raise invalid("stream_options", "it is only allowed when 'stream' is true.")
-    return bool(Fields(options, "stream_options").boolean("include_usage"))
+    told = Fields(options, "stream_options")
+    # What it asks for hides the lengths of tokens from who listens to encrypted answers.
+    told.boolean("include_obfuscation")
+    return bool(told.boolean("include_usage"))
 
 
 def write_common(request: Request, traits: Traits) -> tuple[JsonObject, list[str]]:
@@ -149,7 +156,7 @@ def write_common(request: Request, traits: Traits) -> tuple[JsonObject, list[str
     """
     dropped: list[str] = []
     if traits.llamacpp:
-        body = kindred_extras(request)
+        body = extras_for_llamacpp(request)
         if request.knobs != _NO_KNOBS:
             body |= write_knobs(request.knobs)
     else:
@@ -370,13 +377,22 @@ def render_problem(problem: Problem, status: int) -> bytes:  # noqa: ARG001 - ot
 def error_body(problem: Problem) -> JsonObject:
     """The inside of OpenAI's error envelope."""
     kind, code = _ERRORS[problem.kind]
+    param = problem.param
     return {
-        "message": problem.message,
+        "message": _bounded(problem.message),
         "type": kind,
-        "param": problem.param,
+        "param": None if param is None else _bounded(param),
         "code": problem.code or code,
         **problem.extras,
     }
+
+
+_MOST_TOLD = 4000
+"""Of what a client sent, an error does not repeat megabytes."""
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= _MOST_TOLD else text[:_MOST_TOLD] + "..."
 
 
 _ERRORS: dict[str, tuple[str, str | None]] = {

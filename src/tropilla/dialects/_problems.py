@@ -24,6 +24,8 @@ _KINDS: dict[int, ProblemKind] = {
     503: "unavailable",
     504: "timeout",
 }
+_CLIENTS = ("Failed to parse tool call arguments as JSON",)
+"""How messages begin of what llama.cpp calls its own failure, and is what the client sent."""
 _RETRYABLE: set[ProblemKind] = {"loading", "unavailable", "upstream_failed"}
 
 
@@ -57,6 +59,8 @@ def of_error(error: dict[str, Any], status: int | None = None) -> Problem:
             for key in ("n_prompt_tokens", "n_ctx")
             if type(value := error.get(key)) is int
         }
+    elif str(message).startswith(_CLIENTS):
+        kind = "malformed"
     elif status in {401, 403}:
         message = f"The upstream refused this gateway's own key ({status}): {message}"
     elif status == 503 and message == "Loading model":

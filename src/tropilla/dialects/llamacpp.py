@@ -12,13 +12,13 @@ import math
 from tropilla.dialects import Route, Stamp, Wire, _ages, _streams
 from tropilla.dialects._fields import (
     Fields,
-    kindred_extras,
     missing,
     read_knobs,
     texts,
     write_knobs,
     wrong_type,
 )
+from tropilla.dialects._ignored import extras_for_llamacpp
 from tropilla.dialects._openai import (
     CONTENT_TYPE,
     PING,
@@ -67,6 +67,8 @@ __all__ = ["CONTENT_TYPE", "NAME", "PING", "ROUTES", "parse_problem"]
 
 NAME = "llamacpp"
 ROUTES = (Route(path="/completion", v1=False), Route(path="/infill", v1=False))
+_MOST_CHOICES = 128
+"""More than a server has slots for; each is kept here while it is written."""
 
 
 # A client's request.
@@ -105,7 +107,7 @@ def parse_request(body: JsonObject, path: str) -> Request:
 
 
 def _first(fields: Fields, *names: str) -> int | None:
-    values = [fields.integer(name, 1) for name in names]
+    values = [fields.integer(name, 1, _MOST_CHOICES) for name in names]
     return next((value for value in values if value is not None), None)
 
 
@@ -142,7 +144,7 @@ def _parse_prompts(value: Json) -> tuple[tuple[Prompt, ...], bool]:
 
 def render_request(request: Request, traits: Traits) -> Wire:
     """Say a request as a native completion or infill."""
-    body = kindred_extras(request)
+    body = extras_for_llamacpp(request)
     # What Tropilla does itself with the answer: the engine must not do it first.
     body.pop("response_fields", None)
     if body.get("system_prompt") is not None:

@@ -7,13 +7,12 @@ serves on `/completion`.
 
 from __future__ import annotations
 
-from itertools import accumulate
-
-from tropilla.dialects import Route, Stamp, Wire, _streams
+from tropilla.dialects import Route, Stamp, Wire, _ignored, _lists, _streams
 from tropilla.dialects._bases import AFS_BASES
 from tropilla.dialects._fields import Fields, invalid, missing, read_knobs, texts, wrong_type
 from tropilla.dialects._openai import (
     CONTENT_TYPE,
+    MOST_STOPS,
     PING,
     ChunkRenderer,
     decode,
@@ -27,7 +26,6 @@ from tropilla.dialects._openai import (
     read_started,
     read_stop_word,
     read_stream_options,
-    read_token_logprobs,
     read_usage,
     render_problem,
     sum_usages,
@@ -70,6 +68,7 @@ ROUTES = (
     *(Route(path=f"{base}/models/completions", v1=False) for base in AFS_BASES),
 )
 _MOST_LOGPROBS = 5
+_MOST_BEST_OF = 20
 
 
 # A client's request.
@@ -78,36 +77,43 @@ _MOST_LOGPROBS = 5
 def parse_request(body: JsonObject, path: str) -> Request:  # noqa: ARG001 - one path
     """Read a completion request."""
     fields = Fields(body)
+    _ignored.check(fields.rest)
     stream = fields.boolean("stream") or False
-    prompts, listed = _parse_prompts(fields.any("prompt"))
+    prompts, listed = _parse_prompts(fields)
     n = fields.integer("n", 1, 128) or 1
-    best_of = fields.integer("best_of", 1, 20)
-    if best_of is not None and best_of != n:
-        raise _unsupported("best_of", "it is only supported when it equals 'n'.")
-    logprobs = fields.integer("logprobs", 0, _MOST_LOGPROBS)
+    suffix = fields.string("suffix") or None
     echo = fields.boolean("echo") or False
-    if echo and logprobs is not None:
-        raise _unsupported("echo", "it is not supported together with 'logprobs' yet.")
-    if echo and not all(type(prompt) is str for prompt in prompts):
-        raise _unsupported("echo", "it is not supported for prompts of token ids yet.")
-    suffix = fields.string("suffix")
+    best_of = _parse_best_of(fields, n, stream=stream, suffix=suffix)
     return Request(
         dialect=NAME,
-        input=_parse_infill(prompts, suffix, echo=echo)
-        if suffix
-        else Completion(prompts=prompts, listed=listed, echo=echo),
+        input=Completion(prompts=prompts, listed=listed, echo=echo, best_of=best_of)
+        if suffix is None
+        else _parse_infill(prompts, suffix, echo=echo),
         model=fields.string("model"),
         stream=stream,
         include_usage=read_stream_options(fields, stream=stream),
         n=n,
-        max_tokens=read_limit(fields),
-        stop=texts(fields.any("stop"), "stop"),
+        max_tokens=read_limit(fields, least=0 if suffix is None else 1),
+        stop=texts(fields.any("stop"), "stop", MOST_STOPS),
         knobs=read_knobs(fields, openai=True),
         logit_bias=read_logit_bias(fields.any("logit_bias"), "logit_bias"),
-        logprobs=logprobs,
+        logprobs=fields.integer("logprobs", 0, _MOST_LOGPROBS),
         tokenize=fields.boolean("tokenize") or False,
         extras=fields.rest,
     )
+
+
+def _parse_best_of(fields: Fields, n: int, *, stream: bool, suffix: str | None) -> int | None:
+    best_of = fields.integer("best_of", 1, _MOST_BEST_OF)
+    if best_of is None or best_of == n:
+        return None
+    if best_of < n:
+        raise invalid("best_of", f"expected a value >= 'n', which is {n}, but got {best_of}.")
+    if stream:
+        raise _unsupported("best_of", "which answer is the best is not known in a stream.")
+    if suffix is not None:
+        raise _unsupported("best_of", "it is not supported together with 'suffix'.")
+    return best_of
 
 
 def _unsupported(param: str, why: str) -> Malformed:
@@ -119,10 +125,12 @@ def _unsupported(param: str, why: str) -> Malformed:
     )
 
 
-def _parse_prompts(value: Json) -> tuple[tuple[Prompt, ...], bool]:
-    match value:
+def _parse_prompts(fields: Fields) -> tuple[tuple[Prompt, ...], bool]:
+    if "prompt" not in fields.rest:
+        raise missing("prompt")
+    match value := fields.any("prompt"):
         case None:
-            raise missing("prompt")
+            return ("",), False  # to OpenAI, the beginning of a text
         case str():
             return (value,), False
         case []:
@@ -284,7 +292,7 @@ class _Parser(_streams.Parser):
             raise Malformed("A choice of the upstream's stream has no valid 'index'.")
         rest = {key: value[key] for key in value.keys() - _CHOICE} if self._extras else {}
         extras = Extras(top=top, choice=rest) if top or rest else None
-        logprobs = _read_logprobs(value.get("logprobs"))
+        logprobs = _lists.read(value.get("logprobs"))
         if index in self._ended:
             if text:
                 raise Malformed("The upstream's stream goes on after a choice has ended.")
@@ -362,39 +370,9 @@ def _parse_choice(value: Json) -> Choice:
         parts=(Text(text=text),) if text else (),
         reason=read_reason(value.get("finish_reason")),
         stop_word=read_stop_word(value),
-        logprobs=_read_logprobs(value.get("logprobs")),
+        logprobs=_lists.read(value.get("logprobs")),
         extras={key: value[key] for key in value.keys() - _CHOICE},
     )
-
-
-def _read_logprobs(value: Json) -> list[TokenLogprob] | None:
-    """OpenAI's parallel lists, or the chat shape that a llama-server gives here."""
-    match value:
-        case {"content": list(entries)} if entries:
-            return read_token_logprobs(entries)
-        case {"tokens": [_, *_] as tokens, "token_logprobs": list(logprobs)} if len(tokens) == len(
-            logprobs
-        ):
-            tops = value.get("top_logprobs") or [None] * len(tokens)
-            if type(tops) is not list or len(tops) != len(tokens):
-                raise Malformed("The upstream's 'top_logprobs' do not match its tokens.")
-            return [
-                {
-                    "token": token,
-                    "logprob": logprob,
-                    "bytes": list(str(token).encode("utf-8", "replace")),
-                    "top_logprobs": [
-                        {
-                            "token": text,
-                            "logprob": chance,
-                            "bytes": list(text.encode("utf-8", "replace")),
-                        }
-                        for text, chance in (top.items() if type(top) is dict else ())
-                    ],
-                }
-                for token, logprob, top in zip(tokens, logprobs, tops, strict=True)
-            ]
-    return None
 
 
 # What a client hears.
@@ -410,7 +388,7 @@ class _Renderer(ChunkRenderer):
 
     def __init__(self, request: Request, stamp: Stamp) -> None:
         super().__init__(request, stamp)
-        self._offsets: dict[int, int] = {}
+        self._lists: dict[int, _lists.Lists] = {}
 
     def feed(self, event: Event) -> bytes:
         match event:
@@ -431,8 +409,7 @@ class _Renderer(ChunkRenderer):
 
     def _start(self, event: Started) -> bytes:
         self._begin(_head(event.id, event.created, event.fingerprint, self._stamp), b"")
-        echoes = enumerate(_echoes(self._request))
-        return b"".join(self._plain(index, echo) for index, echo in echoes if echo)
+        return b""
 
     def _plain(self, index: int, text: str) -> bytes:
         return b'%b"choices":[{"index":%d,"text":%b%b' % (
@@ -452,10 +429,9 @@ class _Renderer(ChunkRenderer):
     def _choice(
         self, index: int, text: str, logprobs: list[TokenLogprob] | None, extras: Extras
     ) -> JsonObject:
-        offset = self._offsets.get(index, 0)
-        lists = _render_logprobs(logprobs, self._request, offset)
-        if lists is not None:
-            self._offsets[index] = offset + sum(len(token) for token in lists["tokens"])
+        most, lists = self._request.logprobs, None
+        if logprobs is not None and most is not None:
+            lists = self._lists.setdefault(index, _lists.Lists(most)).write(logprobs)
         return {
             "index": index,
             "text": text,
@@ -483,23 +459,16 @@ def _head(
     return head if fingerprint is None else head | {"system_fingerprint": fingerprint}
 
 
-def _echoes(request: Request) -> list[str]:
-    """What each choice begins with: its prompt, where the client wants it back."""
-    match request.input:
-        case Completion(prompts=prompts, echo=True):
-            return [str(prompt) for prompt in prompts for _ in range(request.n)]
-    return [""] * request.choices
-
-
 def render_answer(answer: Answer, request: Request, stamp: Stamp) -> bytes:
     """The completion, whole."""
-    echoes = _echoes(request)
     body = _head(answer.id, answer.created, answer.fingerprint, stamp)
     body["choices"] = [
         {
             "index": choice.index,
-            "text": "".join(echoes[choice.index : choice.index + 1]) + (choice.text() or ""),
-            "logprobs": _render_logprobs(choice.logprobs, request, 0),
+            "text": choice.text() or "",
+            "logprobs": None
+            if choice.logprobs is None or request.logprobs is None
+            else _lists.Lists(request.logprobs).write(choice.logprobs),
             "finish_reason": choice.reason,
             **choice.extras,
         }
@@ -510,24 +479,3 @@ def render_answer(answer: Answer, request: Request, stamp: Stamp) -> bytes:
     if answer.timings is not None:
         body["timings"] = answer.timings
     return encode(body)
-
-
-def _render_logprobs(
-    entries: list[TokenLogprob] | None, request: Request, offset: int
-) -> JsonObject | None:
-    if entries is None or request.logprobs is None:
-        return None
-    tokens = [str(entry.get("token", "")) for entry in entries]
-    offsets = accumulate((len(token) for token in tokens), initial=offset)
-    return {
-        "tokens": tokens,
-        "token_logprobs": [entry.get("logprob") for entry in entries],
-        "top_logprobs": [
-            {
-                str(top.get("token", "")): top.get("logprob")
-                for top in (entry.get("top_logprobs") or ())[: request.logprobs]
-            }
-            for entry in entries
-        ],
-        "text_offset": list(offsets)[:-1],
-    }

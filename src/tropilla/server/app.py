@@ -23,9 +23,10 @@ from tropilla.config import Config
 from tropilla.dialects import Dialect
 from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemError, ProblemKind
 from tropilla.keys import Keys
-from tropilla.server import models
+from tropilla.server import herd, models, responses
 from tropilla.server.reply import Message, Reply, Send
-from tropilla.server.routes import Forward, Generate, Measure, Methods, Own, Router
+from tropilla.server.responses import Responses, Turn
+from tropilla.server.routes import Count, Forward, Generate, Kept, Measure, Methods, Own, Router
 from tropilla.upstream.fleet import Fleet
 
 Scope: TypeAlias = Mapping[str, Any]
@@ -57,6 +58,7 @@ twice, if they were not told not to."""
 _PASS_OVER_SECONDS = 10.0
 _NATIVE = "llamacpp"
 _DEFAULT = "openai_chat"
+_DEFAULT_PATH = "/v1/chat/completions"
 
 
 class Gateway:
@@ -67,7 +69,22 @@ class Gateway:
         self._fleet = fleet
         self._keys = Keys(config.api_keys)
         self._router = Router()
+        self._responses = Responses(config.responses)
         self._since = int(time.time())
+        self._draining = False
+        self._open = 0
+        self.idle = asyncio.Event()
+        """Set while no request is being served."""
+        self.idle.set()
+
+    def drain(self) -> None:
+        """Serve what is being served, and nothing new."""
+        self._draining = True
+        self._fleet.drain()
+
+    def close(self) -> None:
+        """Let go of what is kept."""
+        self._responses.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -75,6 +92,8 @@ class Gateway:
             return
         reply = Reply(send, f"req_{uuid.uuid4().hex}")
         call = _Call(scope, receive)
+        self._open += 1
+        self.idle.clear()
         try:
             await self._serve(call, reply)
         except ProblemError as error:
@@ -92,6 +111,10 @@ class Gateway:
                 message=f"Tropilla failed; its log tells why, under {reply.request_id}.",
             )
             await self._refuse(call, problem, reply)
+        finally:
+            self._open -= 1
+            if not self._open:
+                self.idle.set()
 
     async def _serve(self, call: _Call, reply: Reply) -> None:
         if call.method == "OPTIONS":
@@ -100,7 +123,7 @@ class Gateway:
         methods = self._router.find(call.path)
         method = "GET" if call.method == "HEAD" else call.method
         action = methods.get(method) if methods else None
-        if isinstance(action, Generate | Measure | Forward):
+        if isinstance(action, Generate | Measure | Forward | Count | Kept):
             call.dialect = dialects.named(action.dialect)
         if action != _HEALTH and not self._keys.admit(call.headers):
             raise ProblemError(_unauthenticated(call.headers))
@@ -117,27 +140,62 @@ class Gateway:
                 await self._measure(call, action, reply)
             case Forward():
                 await self._forward(call, action, reply)
-            case Own(name="health"):
-                await self._health(reply)
-            case Own(name="models"):
-                await self._models(reply)
-            case Own(argument=name):
-                await self._model(name, reply)
+            case Count():
+                await self._count(call, action, reply)
+            case Kept():
+                await self._kept(call, action, reply)
+            case Own():
+                await self._own(call, action, reply)
 
     async def _generate(self, call: _Call, action: Generate, reply: Reply) -> None:
-        body = _object(await call.body(self._config.max_body))
-        request = call.dialect.parse_request(body, action.path)
-        origin = relay.Origin(reply.request_id.removeprefix("req_"), int(time.time()))
+        data = await call.body(self._config.max_body)
+        turn = await self._turn(call, action, _object(data), reply)
+        request = turn.request
+        if not self._config.allow_grammar and request.extras.get("grammar"):
+            raise ProblemError(_NO_GRAMMAR)
+        hint = request.extras.get("prompt_cache_key")
+        origin = relay.Origin(
+            reply.request_id.removeprefix("req_"),
+            int(time.time()),
+            key=self._keys.owner(call.headers) or call.client,
+            session=call.text_header(b"x-session-id") or (hint if type(hint) is str else ""),
+            body=hash(data),
+            began=reply.began,
+        )
         await call.until_gone(
             reply,
             relay.generate(
-                call.dialect,
+                turn.front,
                 request,
                 origin,
                 fleet=self._fleet,
-                reply=reply,
+                reply=turn.reply,
             ),
         )
+
+    async def _turn(self, call: _Call, action: Generate, body: JsonObject, reply: Reply) -> Turn:
+        if action.dialect == responses.NAME:
+            unique = reply.request_id.removeprefix("req_")
+            owner = self._keys.owner(call.headers)
+            return await self._responses.turn(body, action.path, owner, reply, unique)
+        return Turn(call.dialect, call.dialect.parse_request(body, action.path), reply)
+
+    async def _count(self, call: _Call, action: Count, reply: Reply) -> None:
+        body, owner = (
+            _object(await call.body(self._config.max_body)),
+            self._keys.owner(call.headers),
+        )
+        if action.dialect == responses.NAME:
+            request = await self._responses.read(body, action.path, owner)
+        else:
+            request = call.dialect.parse_request(body, action.path)
+        key = owner or call.client
+        work = relay.count(request, key, fleet=self._fleet, reply=reply)
+        await call.until_gone(reply, work)
+
+    async def _kept(self, call: _Call, action: Kept, reply: Reply) -> None:
+        owner = self._keys.owner(call.headers)
+        await self._responses.answer(action.what, action.id, call.query, owner, reply)
 
     async def _measure(self, call: _Call, action: Measure, reply: Reply) -> None:
         body = _object(await call.body(self._config.max_body))
@@ -164,6 +222,7 @@ class Gateway:
                 body,
                 call.text_headers(),
                 _model_of(body, call.query) if not action.admin else None,
+                slots=action.slots,
                 fleet=self._fleet,
                 reply=reply,
             ),
@@ -196,7 +255,39 @@ class Gateway:
 
     # What Tropilla answers itself.
 
+    async def _own(self, call: _Call, action: Own, reply: Reply) -> None:
+        match action.name:
+            case "health":
+                await self._health(reply)
+            case "herd":
+                await reply.whole(200, msgspec.json.encode(herd.told(self._fleet)))
+            case "route":
+                await self._route(call, reply)
+            case "models":
+                await self._models(reply)
+            case "model":
+                await self._model(action.argument, reply)
+            case "openapi":
+                from tropilla.server import openapi  # noqa: PLC0415 - most never ask for it
+
+                await reply.whole(200, openapi.document())
+
+    async def _route(self, call: _Call, reply: Reply) -> None:
+        body = _object(await call.body(self._config.max_body))
+        path = parse_qs(call.query).get("path", [_DEFAULT_PATH])[0]
+        action = (self._router.find(path) or {}).get("POST")
+        if not isinstance(action, Generate):
+            raise Malformed(f"'{path}' is no path at which text is wanted.", param="path")
+        request = dialects.named(action.dialect).parse_request(body, action.path)
+        ask = relay.ask_of(request, relay.Origin("", 0, key=self._keys.owner(call.headers)))
+        await reply.whole(200, msgspec.json.encode(herd.route(self._fleet, ask)))
+
     async def _health(self, reply: Reply) -> None:
+        if self._draining:
+            error = {"code": 503, "message": "Tropilla ends", "type": "unavailable_error"}
+            body = msgspec.json.encode({"status": "draining", "error": error})
+            await reply.whole(503, body, {"retry-after": "2"})
+            return
         state = self._fleet.state()
         if state == "ready":
             await reply.whole(200, b'{"status":"ok"}')
@@ -223,6 +314,12 @@ class Gateway:
 
 
 _HEALTH = Own(name="health")
+_NO_GRAMMAR = Problem(
+    kind="unsupported",
+    message="A grammar is not passed on here: ask for a JSON Schema, in 'response_format'.",
+    param="grammar",
+    code="unsupported_parameter",
+)
 
 
 def _allowed(methods: Methods) -> list[str]:
@@ -244,6 +341,9 @@ class _Call:
         self.query: str = scope["query_string"].decode("ascii", "replace")
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.dialect: Dialect = dialects.named(_DEFAULT)
+        client = scope.get("client")
+        self.client: str = client[0] if client else ""
+        """The address that it comes from."""
         self.allowed = ""
         """The methods of its path, once it is refused for its own."""
         self._receive = receive
@@ -253,6 +353,10 @@ class _Call:
         return {
             name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers.items()
         }
+
+    def text_header(self, name: bytes) -> str:
+        """One header as text; empty if it is not there."""
+        return self.headers.get(name, b"").decode("latin-1")
 
     async def body(self, limit: int) -> bytes:
         """The whole body.

@@ -17,7 +17,8 @@ _EVERY = (
         b"access-control-expose-headers",
         (
             b"x-request-id, request-id, openai-processing-ms, retry-after, retry-after-ms, "
-            b"x-should-retry, x-tropilla-dropped"
+            b"x-should-retry, x-tropilla-dropped, x-tropilla-upstream, x-tropilla-queue-ms, "
+            b"x-tropilla-overhead-ms, x-tropilla-cache-tokens"
         ),
     ),
     (b"openai-version", b"2020-10-01"),
@@ -32,7 +33,7 @@ class Reply:
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
-        self._began = time.perf_counter()
+        self.began = time.perf_counter()
         self.request_id = request_id
         self.started = False
         self.ended = False
@@ -46,7 +47,7 @@ class Reply:
 
     async def _head(self, status: int, content_type: str, more: list[tuple[bytes, bytes]]) -> None:
         self.started = True
-        spent = (time.perf_counter() - self._began) * 1000
+        spent = (time.perf_counter() - self.began) * 1000
         headers = [
             (b"content-type", content_type.encode("latin-1")),
             (b"x-request-id", self.request_id.encode()),

@@ -37,16 +37,33 @@ class Forward(Value, frozen=True, kw_only=True):
     path: str
     admin: bool = False
     dialect: str = "llamacpp"
+    slots: int = 0
+    """How many of the upstream's slots it takes."""
+
+
+class Count(Value, frozen=True, kw_only=True):
+    """The tokens of a prompt are wanted, of a request in a dialect."""
+
+    dialect: str
+    path: str
+
+
+class Kept(Value, frozen=True, kw_only=True):
+    """What is kept of a response is wanted, or to be deleted."""
+
+    what: Literal["get", "delete", "items", "cancel"]
+    id: str = ""
+    dialect: str = "openai_responses"
 
 
 class Own(Value, frozen=True, kw_only=True):
     """Answered by Tropilla itself."""
 
-    name: Literal["health", "models", "model"]
+    name: Literal["health", "models", "model", "openapi", "herd", "route"]
     argument: str = ""
 
 
-Action: TypeAlias = Generate | Measure | Forward | Own
+Action: TypeAlias = Generate | Measure | Forward | Count | Kept | Own
 Methods: TypeAlias = dict[str, Action]
 
 # The read and inference routes of a llama-server that Tropilla has no dialect for (yet).
@@ -57,17 +74,16 @@ _POSTED = (
     "/embedding",
     "/v1/messages",
     "/v1/messages/count_tokens",
-    "/v1/responses",
-    "/responses",
-    "/v1/responses/input_tokens",
-    "/responses/input_tokens",
-    "/v1/chat/completions/input_tokens",
-    "/chat/completions/input_tokens",
     "/v1/chat/completions/control",
     "/v1/audio/transcriptions",
     "/audio/transcriptions",
     "/v1/systemone",
 )
+_GENERATING = frozenset({
+    "/embedding", "/v1/messages", "/v1/audio/transcriptions",
+    "/audio/transcriptions", "/v1/systemone",
+})  # fmt: skip
+"""Those of them that take a slot there."""
 _READ = ("/props", "/slots", "/metrics", "/lora-adapters")
 # What changes a server, or shows more of it than its models: tools, a proxy, its settings.
 _ADMIN = (
@@ -85,6 +101,8 @@ _ADMIN = (
 )
 _SLOT = "/slots/"
 _MODELS = ("/v1/models/", "/models/")
+_RESPONSES = ("/v1/responses/", "/responses/")
+_COUNTED = (("openai_chat", "/chat/completions"), ("openai_responses", "/responses"))
 
 
 def table() -> dict[str, Methods]:
@@ -97,7 +115,7 @@ def table() -> dict[str, Methods]:
     for path in _POSTED:
         openai = path.startswith("/v1/") or f"/v1{path}" in _POSTED
         dialect = "openai_chat" if openai else "llamacpp"
-        add("POST", path, Forward(path=path, dialect=dialect))
+        add("POST", path, Forward(path=path, dialect=dialect, slots=int(path in _GENERATING)))
     for path in _READ:
         add("GET", path, Forward(path=path))
     for method, path in _ADMIN:
@@ -105,15 +123,43 @@ def table() -> dict[str, Methods]:
     for prefix in ("", "/v1"):
         add("GET", f"{prefix}/health", Own(name="health"))
         add("GET", f"{prefix}/models", Own(name="models"))
+    add("GET", "/openapi.json", Own(name="openapi"))
+    add("GET", "/api/herd", Own(name="herd"))
+    add("POST", "/api/route", Own(name="route"))
     for name in dialects.names():
         for route in dialects.named(name).ROUTES:
             action = Generate(dialect=name, path=route.path)
             for prefix in ("", "/v1") if route.v1 else ("",):
                 add("POST", prefix + route.path, action)
+    for name, path in _COUNTED:
+        for prefix in ("", "/v1"):
+            add("POST", f"{prefix}{path}/input_tokens", Count(dialect=name, path=path))
     for name in measures.names():
         for place in measures.named(name).PLACES:
             add("POST", place.path, Measure(name=name, path=place.path, dialect=place.dialect))
     return routes
+
+
+def patterns() -> dict[str, Methods]:
+    """The paths that have a part of their own, as OpenAPI writes them; `Router` finds them."""
+    return {
+        **{f"{prefix}{{model}}": {"GET": Own(name="model")} for prefix in _MODELS},
+        **{
+            f"{prefix}{{response_id}}{rest}": methods
+            for prefix in _RESPONSES
+            for rest, methods in _kept("").items()
+        },
+        f"{_SLOT}{{slot}}": {"POST": Forward(path=f"{_SLOT}{{slot}}", admin=True)},
+    }
+
+
+def _kept(id_: str) -> dict[str, Methods]:
+    """What can be done with a response that is kept, by what follows its id in the path."""
+    return {
+        "": {"GET": Kept(what="get", id=id_), "DELETE": Kept(what="delete", id=id_)},
+        "/input_items": {"GET": Kept(what="items", id=id_)},
+        "/cancel": {"POST": Kept(what="cancel", id=id_)},
+    }
 
 
 class Router:
@@ -131,6 +177,10 @@ class Router:
         for prefix in _MODELS:
             if path.startswith(prefix):
                 return {"GET": Own(name="model", argument=unquote(path.removeprefix(prefix)))}
+        for prefix in _RESPONSES:
+            if path.startswith(prefix):
+                id_, slash, rest = path.removeprefix(prefix).partition("/")
+                return _kept(unquote(id_)).get(slash + rest)
         if path.startswith(_SLOT) and path.removeprefix(_SLOT).isdecimal():
             return {"POST": Forward(path=path, admin=True)}
         return None

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import uvicorn
 
@@ -18,8 +18,8 @@ from tropilla.upstream.fleet import Fleet
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75
-_DRAIN_SECONDS = 5
-"""How long open answers may go on once the gateway is asked to end."""
+_LAST_SECONDS = 2
+"""How long answers may take to say that they are cut short."""
 
 
 def listen(config: Config) -> socket.socket:
@@ -44,20 +44,49 @@ def listen(config: Config) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, ended by the first signal in order and by the second at once."""
+    """uvicorn, ended by the first signal in order, by the second soon, by the third at once.
+
+    In order: it goes on to listen, and says that it ends, until no request is open or the time for
+    that is over. Answers that are not complete then tell so themselves.
+    """
+
+    def __init__(self, gateway: Gateway, drain_seconds: float) -> None:
+        super().__init__(settings(gateway))
+        self._gateway = gateway
+        self._patience = [drain_seconds, 0.0]
+        self._draining: asyncio.Task[None] | None = None
+
+    def end(self) -> None:
+        """Asked to end, each time with less patience."""
+        if self._draining is not None:
+            self._draining.cancel()
+        if not self._patience:
+            self.force_exit = self.should_exit = True
+            return
+        self._gateway.drain()
+        drain = self._drain(self._patience.pop(0))
+        self._draining = asyncio.get_running_loop().create_task(drain)
+
+    async def _drain(self, seconds: float) -> None:
+        await self._idle(seconds)
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        await self._idle(_LAST_SECONDS)
+        self.should_exit = True
+
+    async def _idle(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._gateway.idle.wait()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        def end() -> None:
-            self.force_exit = self.should_exit
-            self.should_exit = True
-
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
-                loop.add_signal_handler(number, end)
+                loop.add_signal_handler(number, self.end)
             except NotImplementedError:  # Windows
-                signal.signal(number, lambda *_: loop.call_soon_threadsafe(end))
+                signal.signal(number, lambda *_: loop.call_soon_threadsafe(self.end))
         yield
 
 
@@ -73,7 +102,7 @@ def settings(gateway: Gateway) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
+        timeout_graceful_shutdown=_LAST_SECONDS,
     )
 
 
@@ -87,12 +116,14 @@ async def _serve(
         server.should_exit = True
 
     fleet = Fleet(config, give_up, on_first)
-    server = _Server(settings(Gateway(config, fleet)))
+    gateway = Gateway(config, fleet)
+    server = _Server(gateway, config.drain)
     await fleet.start()
     try:
         await server.serve(sockets=[sock])
     finally:
         await fleet.stop()
+        gateway.close()
     return fatal[0] if fatal else None
 
 

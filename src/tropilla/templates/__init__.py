@@ -80,7 +80,7 @@ def flatten(request: Request, template: Template, *, bos: str = "", eos: str = "
     if chat.tools and (choice is None or choice.mode != "none"):
         raise Malformed(
             "The prompt is made by a template here, which cannot tell the model about tools.",
-            param="tools",
+            param="functions" if chat.functions else "tools",
             kind="unsupported",
         )
     if isinstance(template, Jinja):

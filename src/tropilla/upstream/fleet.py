@@ -1,35 +1,57 @@
-"""The upstreams, live: probed, watched, leased. It does what `herd` decides.
+"""The upstreams, live: probed, watched, leased. It does what `herd.pool` decides.
 
-A lease is one request's hold on an upstream, and says by which name the model is known there. A
-request for a model whose upstreams are all starting waits a while, for one of them; a request
-that nobody can serve is told at once.
+Everything that happens becomes an event of the pool, with the loop's time; what the pool answers
+is done here at once. A lease is one request's hold on a slot of an upstream, and says by which
+name the model is known there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
+import msgspec
+
 from tropilla.config import Config, EngineConfig, UpstreamConfig
 from tropilla.dialects import afs
-from tropilla.herd.balance import Ability, Candidate, State, pick
-from tropilla.ir import Problem, ProblemError, Traits, UpstreamDialect
+from tropilla.herd.balance import Ability, Candidate, State
+from tropilla.herd.pool import (
+    Ask,
+    Assign,
+    Blame,
+    Effect,
+    Pool,
+    Probe,
+    Quarantine,
+    Queue,
+    Reason,
+    Reject,
+    Rules,
+    Seen,
+    Why,
+)
+from tropilla.ir import Problem, ProblemError, ProblemKind, Traits, UpstreamDialect
 from tropilla.templates import Template
 from tropilla.upstream.engine import Engine, EngineOptions, EngineProblem, EngineState
 from tropilla.upstream.http import Link
-from tropilla.upstream.probe import Asked, probe
+from tropilla.upstream.probe import Asked, busy_slots, probe
 
 PATIENCE_SECONDS = 10.0
 """How long a request waits for an upstream that is starting."""
 
 # A llama-server is asked how it is as often as that costs nothing; others may be far away.
 _CHECK_SECONDS: dict[UpstreamDialect, float] = {"llamacpp": 5.0, "openai": 30.0, "afs": 300.0}
+_LONGEST_NAME = 200
+"""Of a model that is not there: more of it tells nobody more."""
 _RETRY_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6, 2.0)
 _HOPEFUL_TRIES = 4
 """Failed probes after which an upstream is no longer starting, but down."""
+
+_TICK_SECONDS = 0.2
+"""How often the pool is told that time goes by."""
 
 _ABILITIES: tuple[Ability, ...] = ("tools", "vision", "audio", "infill", "embeddings", "rerank")
 
@@ -41,6 +63,8 @@ class Offer(NamedTuple):
 
     there: str | None = None
     """Its name there; `None` if the config does not say."""
+    name: str | None = None
+    """Its first name here, of which an alias is another."""
     template: Template | None = None
     weight: float = 1.0
 
@@ -56,12 +80,17 @@ class Upstream:
         dialect: Asked = "auto",
         offer: Offer | None = None,
         ours: bool = False,
+        slots: int | None = None,
     ) -> None:
+        self.number = 0
+        """What the pool calls it."""
         self.link = link
         self.name = name
         self.dialect = dialect
         self.ours = ours
         """Whether it is ours to start again: then it is never down, only starting."""
+        self.slots = slots
+        """The most that it may be given at once, where the config says so."""
         self.named: dict[str, Offer] = {}
         """What it serves by the config."""
         self.found = offer
@@ -74,7 +103,10 @@ class Upstream:
         self.state: State = "starting"
         self.problem: Problem | None = None
         self.leases = 0
-        self.served = 0
+        self.max_scored_tokens = 0
+        """How long a prompt may be whose probabilities it is asked for."""
+        self.tells_busy = True
+        """Whether it says how many of its slots are at work (llama.cpp's `/slots`)."""
         self.recheck = asyncio.Event()
         self.doubted = False
 
@@ -95,36 +127,55 @@ class Upstream:
     def there(self, name: str) -> str | None:
         """What a model that is offered here is called there."""
         offer, models = self.offers[name], self.traits.models
+        name = offer.name or name
         if offer.there is not None or name in models or self.traits.router:
             return offer.there or name
         # A llama-server has one model, whatever it is asked for.
         return next(iter(models), name) if self.traits.llamacpp else name
 
-    def candidate(self, model: str | None) -> Candidate:
-        """What the pick sees of it."""
-        offers = self.offers
-        offer = offers.get(model or next(iter(offers), "")) or Offer()
-        return Candidate(
+    def seen(self, busy: int | None) -> Seen:
+        """What the pool is told of it."""
+        told, own = self.traits.slots, self.slots
+        return Seen(
             state=self.state,
-            models=offers.keys(),
+            models={name: offer.weight for name, offer in self.offers.items()},
             lacks=self.lacks,
-            slots=self.traits.slots or 1,
-            weight=offer.weight,
-            leases=self.leases,
-            served=self.served,
+            slots=told if own is None else own if told is None else min(own, told),
+            busy=busy,
         )
 
 
-class Lease(NamedTuple):
-    """One request's hold on an upstream."""
+class Lease:
+    """One request's hold on a slot of an upstream."""
 
-    upstream: Upstream
-    name: str
-    """The model as it is called here, for a client that named none."""
-    there: str | None
-    """The model as it is called there."""
-    template: Template | None
-    """Who turns chat into a prompt; `None` leaves it to the server."""
+    __slots__ = ("blame", "cached", "expected", "name", "served", "template", "there", "upstream",
+                 "waited")  # fmt: skip
+
+    def __init__(self, upstream: Upstream, model: str | None, assigned: Assign) -> None:
+        offers = upstream.offers
+        self.upstream = upstream
+        self.name = next(iter(offers)) if model is None else model
+        """The model as it is called here, for a client that named none."""
+        self.there = upstream.there(self.name)
+        """The model as it is called there."""
+        self.template = offers[self.name].template
+        """Who turns chat into a prompt; `None` leaves it to the server."""
+        self.waited = assigned.waited
+        """Seconds in the queue."""
+        self.expected = assigned.expected
+        """The part of the prompt that is expected in its cache."""
+        self.blame: Blame | None = None
+        """What the upstream has done wrong."""
+        self.served = False
+        """Whether the request was answered."""
+        self.cached: float | None = None
+        """The part of the prompt that was in its cache, where it has told."""
+
+
+class Ticket:
+    """By which one who waits asks for its place."""
+
+    request = 0
 
 
 def upstreams_of(config: Config) -> Iterator[Upstream]:
@@ -132,13 +183,13 @@ def upstreams_of(config: Config) -> Iterator[Upstream]:
     made: dict[tuple[object, ...], Upstream] = {}
     for one in config.upstreams:
         upstream = _once(made, one)
-        upstream.found = Offer(None, one.template or config.template, one.weight)
+        upstream.found = Offer(template=one.template or config.template, weight=one.weight)
     for name, model in config.models.items():
         for one in model.upstreams:
             template = one.template or model.template or config.template
             upstream = _once(made, one)
             for known in (name, *model.aliases):
-                upstream.named[known] = Offer(one.model, template, one.weight)
+                upstream.named[known] = Offer(one.model, name, template, one.weight)
     yield from made.values()
 
 
@@ -152,7 +203,7 @@ def _once(made: dict[tuple[object, ...], Upstream], one: UpstreamConfig) -> Upst
         elif one.api_key:
             shown = {"Authorization": f"Bearer {one.api_key}"}
         link = Link(one.url, headers=shown | one.headers, timeouts=one.timeouts)
-        made[key] = Upstream(link, link.url, dialect=dialect)
+        made[key] = Upstream(link, link.url, dialect=dialect, slots=one.slots)
     return made[key]
 
 
@@ -177,18 +228,29 @@ class Fleet:
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self._engine: Engine | None = None
+        self._asked: dict[int, _Asked] = {}
+        self._next = 0
+        queue = config.queue
+        self.pool = Pool(
+            Rules(queue=queue.size, queue_seconds=queue.seconds, patience_seconds=PATIENCE_SECONDS)
+        )
         self.upstreams: list[Upstream] = []
 
     async def start(self) -> None:
         """Begin to look for the upstreams; returns at once."""
-        self.upstreams += upstreams_of(self._config)
-        for upstream in self.upstreams:
-            self._tasks.append(asyncio.create_task(self._watch(upstream)))
+        self._tasks.append(asyncio.create_task(self._tick()))
+        for upstream in upstreams_of(self._config):
+            self._join(upstream)
         if not self.upstreams:
             self._tasks.append(asyncio.create_task(self._run_engine(self._config.engine)))
 
+    def drain(self) -> None:
+        """Take nobody new, and let nobody wait."""
+        self._do(self.pool.on_end())
+
     async def stop(self) -> None:
         """End everything that was started."""
+        self._do(self.pool.on_end())
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
@@ -200,6 +262,23 @@ class Fleet:
             await self._engine.stop()
 
     # Watching.
+
+    def _join(self, upstream: Upstream) -> None:
+        upstream.number = len(self.upstreams)
+        upstream.max_scored_tokens = self._config.max_scored_tokens
+        self.upstreams.append(upstream)
+        # The probe that this asks for is the first thing that watching does.
+        self.pool.on_join(upstream.number)
+        self._tasks.append(asyncio.create_task(self._watch(upstream)))
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            self._do(self.pool.on_tick(self._now()))
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     async def _run_engine(self, config: EngineConfig) -> None:
         engine = self._engine = Engine(
@@ -216,8 +295,7 @@ class Fleet:
         link = Link(engine.address, headers=shown)
         offer = Offer(template=self._config.template)
         upstream = Upstream(link, "embedded engine", dialect="llamacpp", offer=offer, ours=True)
-        self.upstreams.append(upstream)
-        self._tasks.append(asyncio.create_task(self._watch(upstream)))
+        self._join(upstream)
         try:
             await engine.run()
         except EngineProblem as problem:
@@ -233,13 +311,16 @@ class Fleet:
         """Keep an upstream's state true, for ever."""
         failures = 0
         while True:
+            self.pool.on_look(upstream.number)
+            busy: int | None = None
             try:
                 known = upstream.traits if upstream.state == "ready" else None
                 if upstream.doubted:
                     known, upstream.doubted = None, False
                 self._learn(upstream, await probe(upstream.link, upstream.dialect, known))
+                busy = await self._busy(upstream)
                 failures = 0
-                self._set(upstream, "ready", None)
+                self._set(upstream, "ready", None, busy)
             except ProblemError as error:
                 failures += 1
                 self._failed(upstream, error.problem, failures)
@@ -258,9 +339,20 @@ class Fleet:
         """Take what a probe has found; who was served before may be another one now."""
         was = upstream.traits.models
         upstream.learn(traits)
+        if upstream.doubted or not was:
+            upstream.tells_busy = traits.llamacpp
         if was and list(was) != list(traits.models):
             log.info("%s serves now: %s", upstream.name, ", ".join(traits.models) or "nothing")
             self._tell()
+
+    @staticmethod
+    async def _busy(upstream: Upstream) -> int | None:
+        """How many of its slots are at work, for whomever."""
+        if not upstream.tells_busy:
+            return None
+        busy = await busy_slots(upstream.link)
+        upstream.tells_busy = busy is not None
+        return busy
 
     def _failed(self, upstream: Upstream, problem: Problem, failures: int) -> None:
         if problem.kind == "loading":
@@ -270,9 +362,12 @@ class Fleet:
         else:
             self._set(upstream, "down", problem)
 
-    def _set(self, upstream: Upstream, state: State, problem: Problem | None) -> None:
+    def _set(
+        self, upstream: Upstream, state: State, problem: Problem | None, busy: int | None = None
+    ) -> None:
         news = state != upstream.state
         upstream.state, upstream.problem = state, problem
+        self._do(self.pool.on_probe(upstream.number, upstream.seen(busy), self._now()))
         if not news:
             return
         if state == "ready":
@@ -293,57 +388,110 @@ class Fleet:
 
     # Leasing.
 
-    @asynccontextmanager
-    async def lease(
+    async def serve(
         self,
-        model: str | None,
-        avoid: Upstream | None = None,
-        needs: Collection[Ability] = (),
-    ) -> AsyncIterator[Lease]:
-        """An upstream for one request, which is able to do what that needs.
+        ask: Ask,
+        work: Callable[[Lease], Awaitable[float | None]],
+        *,
+        told: Callable[[], bool],
+        ticket: Ticket | None = None,
+    ) -> None:
+        """Have an upstream do a piece of work, and another one if it fails.
+
+        It is tried once more, and only before the client was `told` anything. `work` gives the
+        part of the prompt that was in the upstream's cache, if it knows.
+
+        Raises:
+            ProblemError: nobody serves this model, or nobody can now; or the work has failed.
+        """
+        first: ProblemError | None = None
+        since = self._now()
+        while True:
+            async with self.lease(ask, ticket) as lease:
+                if first is not None and lease.upstream.number in ask.avoid and not _new(first):
+                    raise first  # it would say the same again
+                try:
+                    lease.cached = await work(lease)
+                    lease.served = True
+                except ProblemError as error:
+                    lease.blame = _blame(error.problem)
+                    self._lost(lease.upstream, error.problem)
+                    again = error.problem.retryable and first is None and not told()
+                    if not again or not self.pool.may_retry(self._now()):
+                        raise
+                    first = error
+                else:
+                    return
+            avoid = frozenset({lease.upstream.number})
+            ask = msgspec.structs.replace(ask, avoid=avoid, since=since)
+
+    @asynccontextmanager
+    async def lease(self, ask: Ask, ticket: Ticket | None = None) -> AsyncIterator[Lease]:
+        """A slot of an upstream for one request, which may have to wait for it.
+
+        `ticket` is for asking how long (`place`).
 
         Raises:
             ProblemError: nobody serves this model, or nobody can now.
         """
-        upstream, model = await self._pick(model, avoid, needs)
-        upstream.leases += 1
-        upstream.served += 1
+        if self._config.any_model and not any(ask.model in one.offers for one in self.upstreams):
+            ask = msgspec.structs.replace(ask, model=None)
+        self._next = request = self._next + 1
+        asked = self._asked[request] = _Asked(ask)
+        if ticket is not None:
+            ticket.request = request
+        lease: Lease | None = None
         try:
-            offers = upstream.offers
-            name = next(iter(offers)) if model is None else model
-            yield Lease(upstream, name, upstream.there(name), offers[name].template)
+            self._do(self.pool.on_request(request, ask, self._now()))
+            assigned = asked.given or await asked.wait()
+            upstream = self.upstreams[assigned.upstream]
+            upstream.leases += 1
+            lease = Lease(upstream, ask.model, assigned)
+            yield lease
         finally:
-            upstream.leases -= 1
+            del self._asked[request]
+            if lease is not None:
+                lease.upstream.leases -= 1
+            self._do(self._end(request, lease))
 
-    async def _pick(
-        self, model: str | None, avoid: Upstream | None, needs: Collection[Ability]
-    ) -> tuple[Upstream, str | None]:
-        deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
-        while True:
-            if self._config.any_model and not any(model in one.offers for one in self.upstreams):
-                model = None
-            avoided = {self.upstreams.index(avoid)} if avoid is not None else set()
-            candidates = [one.candidate(model) for one in self.upstreams]
-            choice = pick(candidates, model, avoided, needs)
-            if choice.index is not None:
-                return self.upstreams[choice.index], model
-            if choice.otherwise == "unknown_model":
-                raise ProblemError(self.unknown(model))
-            if choice.otherwise == "incapable":
-                raise ProblemError(self._incapable(model, needs))
-            left = deadline - asyncio.get_running_loop().time()
-            waits = choice.otherwise == "wait" or not self.upstreams
-            if not waits or left <= 0:
-                raise ProblemError(self._unavailable())
-            with suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._changed.wait()
+    def place(self, ticket: Ticket) -> int:
+        """The place of a request in the queue; 0 if it does not wait."""
+        return self.pool.place(ticket.request)
 
-    def lost(self, upstream: Upstream, problem: Problem) -> None:
-        """A request found this upstream gone: look at once whether it is."""
-        if upstream.state == "ready":
-            self._set(upstream, "starting", problem)
-        upstream.recheck.set()
+    def _end(self, request: int, lease: Lease | None) -> list[Effect]:
+        now = self._now()
+        if lease is None or (lease.blame is None and not lease.served):
+            return self.pool.on_cancel(request, now)
+        if lease.blame is not None:
+            return self.pool.on_failure(request, lease.blame, now)
+        return self.pool.on_done(request, now, lease.cached)
+
+    def _do(self, effects: Sequence[Effect]) -> None:
+        """Do what the pool has decided."""
+        for effect in effects:
+            match effect:
+                case Assign(request=request):
+                    self._asked[request].take(effect)
+                case Reject(request=request, why=why):
+                    asked = self._asked[request]
+                    asked.refuse(ProblemError(self._refusal(asked.ask, why)))
+                case Queue(request=request):
+                    pass  # its place is asked for when there is somebody to hear it
+                case Probe(upstream=number):
+                    self.upstreams[number].recheck.set()
+                case Quarantine(upstream=number, seconds=seconds):
+                    log.warning(
+                        "%s has failed several times: it gets nothing for %.1f s.",
+                        self.upstreams[number].name, seconds,
+                    )  # fmt: skip
+
+    def _lost(self, upstream: Upstream, problem: Problem) -> None:
+        """A request found this upstream gone, or loading: the state says so until a probe does."""
+        blame = _blame(problem)
+        if blame in {"gone", "died", "loading"} and upstream.state == "ready":
+            upstream.state = "loading" if blame == "loading" else "starting"
+            upstream.problem = problem
+            self._tell()
 
     def serving(self) -> dict[str, list[Upstream]]:
         """Who serves what, by every name that a client can ask for."""
@@ -353,6 +501,18 @@ class Fleet:
                 serving.setdefault(name, []).append(upstream)
         return serving
 
+    def candidate(self, upstream: Upstream) -> Candidate:
+        """An upstream as the pick sees it."""
+        return self.pool.candidate(upstream.number, self._now())
+
+    def explain(self, ask: Ask) -> list[Reason]:
+        """What speaks for each upstream to take a request now, and what against it."""
+        return self.pool.explain(ask, self._now())
+
+    def quarantine(self, upstream: Upstream) -> float | None:
+        """How many seconds an upstream still gets nothing; `None` if it is not in quarantine."""
+        return self.pool.quarantine(upstream.number, self._now())
+
     def state(self) -> State:
         """How the gateway is: as well as its best upstream."""
         states: set[State] = {upstream.state for upstream in self.upstreams}
@@ -361,15 +521,45 @@ class Fleet:
 
     def unknown(self, model: str | None) -> Problem:
         """That nobody here serves this model, and what is served."""
+        name = str(model)
+        if len(name) > _LONGEST_NAME:
+            name = name[:_LONGEST_NAME] + "..."
         return Problem(
             kind="unknown_model",
-            message=f"The model '{model}' does not exist here. Served: "
+            message=f"The model '{name}' does not exist here. Served: "
             f"{', '.join(sorted(self.serving())) or 'nothing yet'}.",
             param="model",
         )
 
-    def _incapable(self, model: str | None, needs: Collection[Ability]) -> Problem:
+    def _refusal(self, ask: Ask, why: Why) -> Problem:
+        match why:
+            case "unknown_model":
+                return self.unknown(ask.model)
+            case "incapable":
+                return self._incapable(ask)
+            case "queue_full" | "late":
+                return self._busy_problem(why)
+            case "poison":
+                return Problem(kind="malformed", message=_POISON, code="request_stops_servers")
+            case "ending":
+                return Problem(kind="unavailable", message="Tropilla ends.", retry_after=2)
+            case "unavailable" | "loading":
+                return self._unavailable()
+
+    def _busy_problem(self, why: Why) -> Problem:
+        rules = self.pool.rules
+        full = f"All slots are taken, and {rules.queue} requests wait for one already."
+        late = f"All slots are taken, and none became free in {rules.queue_seconds:g} s."
+        return Problem(
+            kind="unavailable",
+            message=full if why == "queue_full" else late,
+            code="server_is_overloaded",
+            retry_after=1 if why == "queue_full" else 5,
+        )
+
+    def _incapable(self, ask: Ask) -> Problem:
         """That this model is served, but by nobody who can do what is asked."""
+        model, needs = ask.model, ask.needs
         serving = [one for one in self.upstreams if model is None or model in one.offers]
         lacking = (need for need in needs if all(need in one.lacks for one in serving))
         need = next(lacking, next(iter(needs)))
@@ -390,6 +580,72 @@ class Fleet:
             retry_after=2,
         )
 
+
+class _Asked:
+    """A request that the pool knows: it has a slot, or waits for one."""
+
+    __slots__ = ("_later", "_why", "ask", "given")
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
+        self.given: Assign | None = None
+        self._why: ProblemError | None = None
+        self._later: asyncio.Future[None] | None = None
+
+    def take(self, given: Assign) -> None:
+        """It has a slot."""
+        self.given = given
+        self._wake()
+
+    def refuse(self, why: ProblemError) -> None:
+        """It gets none."""
+        self._why = why
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._later is not None and not self._later.done():
+            self._later.set_result(None)
+
+    async def wait(self) -> Assign:
+        """The slot, once there is one.
+
+        Raises:
+            ProblemError: there will be none.
+        """
+        if self._why is None:
+            self._later = asyncio.get_running_loop().create_future()
+            await self._later
+        if self._why is not None:
+            raise self._why
+        assert self.given is not None, "it was woken for a reason"  # noqa: S101
+        return self.given
+
+
+def _blame(problem: Problem) -> Blame | None:
+    """What a failure says of the upstream; `None` if it may well be the request's."""
+    if problem.code == BUSY_CODE:
+        return "busy"
+    if problem.died:
+        return "died"
+    return _BLAMES.get(problem.kind)
+
+
+def _new(error: ProblemError) -> bool:
+    """Whether an upstream that has failed so may be another one by now: it was not there."""
+    return error.problem.died or error.problem.kind in {"unavailable", "loading"}
+
+
+BUSY_CODE = "no_free_slot"
+_BLAMES: dict[ProblemKind, Blame] = {
+    "unavailable": "gone",
+    "loading": "loading",
+    "upstream_failed": "failed",
+    "timeout": "failed",
+}
+_POISON = (
+    "Two servers have ended while they worked at this very request: it is not given to another "
+    "one for ten minutes. If it should be, change it."
+)
 
 _CANNOT: dict[Ability, str] = {
     "native": "is a llama.cpp server: this path is llama.cpp's own.",

@@ -9,6 +9,7 @@ tried twice, except on a connection of the pool that was dead already. Every fai
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
@@ -34,6 +35,14 @@ _END_SECONDS = 0.05
 
 # llama-server closes an idle connection after 5 s, and any after 100 requests.
 _KEEP_SECONDS = 3.0
+
+
+_LARGE_BYTES = 256 * 1024
+
+
+def _in_pieces(body: bytes | None) -> bytes | io.BytesIO | None:
+    """What is large is written piece by piece: meanwhile others are served."""
+    return body if body is None or len(body) <= _LARGE_BYTES else io.BytesIO(body)
 
 
 class Incoming:
@@ -220,7 +229,7 @@ class Link:
                 return await self._open().request(
                     method,
                     self._target(path),
-                    data=body,
+                    data=_in_pieces(body),
                     headers=headers,
                     allow_redirects=False,
                     timeout=timeout,
@@ -271,6 +280,7 @@ def _seconds(retry_after: str) -> float | None:
 
 
 def _no_answer(url: str, error: Exception, connect_seconds: float) -> Problem:
+    died = False
     match error:
         case aiohttp.ConnectionTimeoutError():
             why = (
@@ -291,9 +301,10 @@ def _no_answer(url: str, error: Exception, connect_seconds: float) -> Problem:
             why = f"The upstream {url} cannot be reached: {reason}."
         case aiohttp.ClientOSError() | aiohttp.ServerDisconnectedError():
             why = f"The upstream {url} closed the connection before it answered."
+            died = True
         case _:
             why = f"The upstream {url} answered with something that is not HTTP: {error}."
-    return Problem(kind="unavailable", message=why, retryable=True, retry_after=1)
+    return Problem(kind="unavailable", message=why, retryable=True, retry_after=1, died=died)
 
 
 def _broken(url: str, error: Exception) -> Problem:
@@ -303,4 +314,5 @@ def _broken(url: str, error: Exception) -> Problem:
         kind="upstream_failed",
         message=f"The upstream {url} broke off in the middle of its answer.",
         retryable=True,
+        died=True,
     )

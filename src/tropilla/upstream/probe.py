@@ -249,6 +249,21 @@ async def _old_model(link: Link, props: JsonObject) -> str | None:
     return name or None
 
 
+async def busy_slots(link: Link) -> int | None:
+    """How many slots of a llama.cpp server are at work; `None` if it does not say.
+
+    `/slots` told a `state` of each once, and tells `is_processing` now; an operator can close it.
+    """
+    try:
+        status, body = await link.ask("GET", "/slots", seconds=_SECONDS)
+        told: Json = msgspec.json.decode(body) if status == 200 else None
+    except (ProblemError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if type(told) is not list or not all(type(one) is dict for one in told):
+        return None
+    return len([1 for one in told if one.get("is_processing") is True or one.get("state") == 1])
+
+
 # Others.
 
 
@@ -310,6 +325,19 @@ async def _probe_afs(link: Link) -> Traits:
                 break
             return Traits(dialect="afs", chat=chat, tokenizes=False, rerank=False)
     raise ProblemError(_strange(link, "AFS"))
+
+
+def kind_of(traits: Traits) -> str:
+    """What kind of server it is, in words."""
+    if traits.dialect == "openai":
+        return "OpenAI-compatible"
+    if traits.dialect == "afs":
+        return "AFS"
+    if traits.router:
+        return "llama.cpp router"
+    if traits.build == 0:
+        return "llama.cpp before b1561 (2023)"
+    return f"llama.cpp {traits.build_info or f'b{traits.build} or later'}"
 
 
 # Reading.

@@ -22,6 +22,7 @@ from tropilla.ir import (
 
 some = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
 plain = some.filter(lambda text: "<FILL_ME>" not in text)
+tool_names = st.from_regex(r"\A[a-z_]{1,8}\Z")
 unknown = st.dictionaries(
     some.map("x_".__add__), st.integers() | some | st.lists(some, max_size=2), max_size=2
 )
@@ -33,9 +34,10 @@ def chats(draw: st.DrawFn) -> tuple[Chat, bool]:
     old = draw(st.booleans())
     tools = draw(
         st.lists(
-            st.builds(Tool, name=some, description=st.none() | some, extras=unknown),
+            st.builds(Tool, name=tool_names, description=st.none() | some, extras=unknown),
             min_size=int(old),
             max_size=2,
+            unique_by=lambda tool: tool.name,
         )
     )
     messages: list[Message] = []
@@ -87,7 +89,8 @@ def requests(draw: st.DrawFn) -> Request:
         model=draw(st.none() | some),
         stream=True,
         max_tokens=draw(st.none() | st.integers(1, 2**40)),
-        stop=tuple(draw(st.lists(some, max_size=4))),
+        # With a template's own no more than OpenAI has place for.
+        stop=tuple(draw(st.lists(some, max_size=3))),
         knobs=Knobs(
             temperature=draw(st.none() | st.floats(0.01, 2)),
             top_k=draw(st.none() | st.integers(1, 200)),

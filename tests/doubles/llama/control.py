@@ -47,8 +47,11 @@ class Llama:
     """The API key that it wants (since b1643)."""
     slots: int = 4
     """How many requests it serves at a time."""
-    template: str = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    """The chat template that it reports (since b3328)."""
+    template: str = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' "
+        "+ message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    )
+    """The chat template that it reports (since b3328): ChatML's."""
     embeddings: bool = False
     """Whether it was started with `--embeddings`."""
     reranks: bool = False

@@ -212,4 +212,5 @@ def render_problem(problem: Problem, status: int) -> bytes:  # noqa: ARG001 - ot
     `error.message` is beside it, because clients of streams look there, and so do those that also
     speak OpenAI: no client looks at only one of them and is hurt by the other.
     """
-    return encode({"detail": problem.message, "error": error_body(problem)})
+    error = error_body(problem)
+    return encode({"detail": error["message"], "error": error})

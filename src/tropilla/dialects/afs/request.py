@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from typing import Any
 
-from tropilla.dialects import Wire
+from tropilla.dialects import Wire, _formats
 from tropilla.dialects._fields import Fields, invalid, missing, texts, wrong_type
 from tropilla.dialects._openai import encode
 from tropilla.ir import (
@@ -236,10 +235,13 @@ def _parse_new_tool(value: Json, path: str) -> Tool:
 
 def _parse_tool(value: Json, path: str) -> Tool:
     fields = Fields(value, path)
+    name, parameters = fields.required("name"), fields.object("parameters")
+    if parameters is not None:
+        _formats.check(parameters, fields.at("parameters"), "invalid_function_parameters")
     return Tool(
-        name=fields.required("name"),
+        name=name,
         description=fields.string("description"),
-        parameters=fields.object("parameters"),
+        parameters=parameters,
         extras=fields.rest,
     )
 
@@ -270,7 +272,7 @@ def render_request(request: Request, traits: Traits) -> Wire:  # noqa: ARG001 - 
     body: JsonObject = dict(request.extras) if own else {}
     mark, parameters = body.pop(NAME, None), dict(body.pop("parameters", {}))
     if not own:
-        dropped += [name for name in request.extras if _NAMEABLE.fullmatch(name)][:_MOST_NAMED]
+        dropped += request.extras
     if request.model is not None:
         body["model"] = request.model
     match request.input:
@@ -289,10 +291,6 @@ def render_request(request: Request, traits: Traits) -> Wire:  # noqa: ARG001 - 
     body["stream"] = True
     return Wire(path=path, body=body, dropped=tuple(dropped))
 
-
-# A header names what was dropped: nothing may be in it that a header cannot hold.
-_NAMEABLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_MOST_NAMED = 32
 
 _CONSTRAINING = ("grammar", "json_schema", "image_data")
 """Fields of other dialects without which the answer would be another one."""

@@ -12,9 +12,10 @@ says it to a client.
 from tropilla.dialects import Route
 from tropilla.dialects._bases import AFS_BASES
 from tropilla.dialects._openai import CONTENT_TYPE, PING, parse_problem, render_problem
+from tropilla.dialects.openai_chat.names import NAME
 from tropilla.dialects.openai_chat.parse import parse_answer, stream_parser
 from tropilla.dialects.openai_chat.render import render_answer, stream_renderer
-from tropilla.dialects.openai_chat.request import NAME, parse_request, render_request
+from tropilla.dialects.openai_chat.request import parse_request, render_request
 
 __all__ = [
     "CONTENT_TYPE",

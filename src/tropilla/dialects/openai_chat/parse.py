@@ -6,7 +6,7 @@ Whatever the bytes are, the events keep the grammar of `ir`; bytes that make no 
 
 from __future__ import annotations
 
-from tropilla.dialects import _streams
+from tropilla.dialects import _lists, _streams
 from tropilla.dialects._openai import (
     decode,
     distinct,
@@ -14,7 +14,6 @@ from tropilla.dialects._openai import (
     read_reason,
     read_started,
     read_stop_word,
-    read_token_logprobs,
     read_usage,
     sum_usages,
 )
@@ -274,11 +273,13 @@ class _Parser(_streams.Parser):
                 number = 0
             case _:
                 raise Malformed("A tool call of the upstream's stream is not an object.")
-        function = call.get("function")
+        custom = call.get("custom") is not None
+        function = call.get("custom" if custom else "function")
         function = {} if function is None else function
         if type(function) is not dict:
             raise Malformed("A tool call's 'function' in the upstream's stream is not an object.")
-        name, arguments, id_ = function.get("name"), function.get("arguments"), call.get("id")
+        arguments = function.get("input" if custom else "arguments")
+        name, id_ = function.get("name"), call.get("id")
         id_ = id_ if type(id_) is str and id_ else None
         # Some servers number no call, or every one with 0: there the id tells them apart.
         other = id_ is not None and id_ != choice.call_id and type(name) is str and bool(name)
@@ -289,7 +290,9 @@ class _Parser(_streams.Parser):
                 raise Malformed("A tool call of the upstream's stream begins without a name.")
             self._close(index, choice, events)
             choice.kind, choice.call, choice.call_id = "tool_call", number, id_
-            events.append(PartStarted(choice=index, kind="tool_call", id=id_, name=name))
+            events.append(
+                PartStarted(choice=index, kind="tool_call", id=id_, name=name, custom=custom)
+            )
         if type(arguments) is str and arguments:
             events.append(PartDelta(choice=index, text=arguments))
         elif arguments is not None and type(arguments) is not str:
@@ -331,10 +334,8 @@ def _reason_of(value: Json, *, old: bool) -> FinishReason:
 
 
 def _logprobs_of(value: Json) -> list[JsonObject] | None:
-    match value:
-        case {"content": list(entries)} if entries:
-            return read_token_logprobs(entries)
-    return None
+    """OpenAI's for chat, or its older parallel lists, which llama-cpp-python has here too."""
+    return _lists.read(value)
 
 
 # An upstream's whole answer.
@@ -384,10 +385,17 @@ def _parse_choice(choice: Json) -> Choice:
     old = message.get("function_call")
     for call in [{"function": old}] if old else calls:
         match call:
-            case {"function": {"name": str(name), "arguments": str(arguments)}}:
+            case {"function": {"name": str(name), "arguments": str(arguments)}} | {
+                "custom": {"name": str(name), "input": str(arguments)}
+            }:
                 id_ = call.get("id")
                 parts.append(
-                    ToolCall(id=id_ if type(id_) is str else "", name=name, arguments=arguments)
+                    ToolCall(
+                        id=id_ if type(id_) is str else "",
+                        name=name,
+                        arguments=arguments,
+                        custom=call.get("custom") is not None,
+                    )
                 )
             case _:
                 raise Malformed("A tool call of the upstream's answer is malformed.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tropilla.dialects import Stamp
 from tropilla.dialects._openai import (
     ChunkRenderer,
@@ -9,15 +11,17 @@ from tropilla.dialects._openai import (
     encode,
     write_usage,
 )
-from tropilla.dialects.openai_chat.request import render_call
+from tropilla.dialects.openai_chat.tools import render_call
 from tropilla.ir import (
     Answer,
+    Chat,
     Choice,
     ChoiceEnded,
     Event,
     Extras,
     Failed,
     Finished,
+    FinishReason,
     JsonObject,
     PartDelta,
     PartEnded,
@@ -28,6 +32,7 @@ from tropilla.ir import (
     Refusal,
     Request,
     Started,
+    ToolCall,
 )
 
 
@@ -38,6 +43,9 @@ class _Renderer(ChunkRenderer):
         super().__init__(request, stamp)
         self._kinds: dict[int, PartKind] = {}
         self._calls: dict[int, int] = {}
+        self._more: dict[int, bytes] = {}
+        """Around what is told of the arguments of the open call."""
+        self._old = _is_old(request)
 
     def feed(self, event: Event) -> bytes:
         match event:
@@ -83,8 +91,7 @@ class _Renderer(ChunkRenderer):
         if kind == "text":
             delta = b'"content":' + text
         elif kind == "tool_call":
-            number = self._calls[event.choice]
-            delta = b'"tool_calls":[{"index":%d,"function":{"arguments":%b}}]' % (number, text)
+            delta = self._more[event.choice] % text
         elif kind == "reasoning":
             # llama.cpp's and vLLM's name for it; clients read either.
             delta = b'"reasoning_content":%b,"reasoning":%b' % (text, text)
@@ -111,13 +118,23 @@ class _Renderer(ChunkRenderer):
             return b""
         number = self._calls.get(event.choice, -1) + 1
         self._calls[event.choice] = number
-        call = {
-            "index": number,
-            "id": event.id or _call_id(self._stamp, event.choice, number),
-            "type": "function",
-            "function": {"name": event.name, "arguments": ""},
-        }
-        return self._plain(event.choice, b'"tool_calls":[%b]' % encode(call))
+        if self._old:
+            self._more[event.choice] = b'"function_call":{"arguments":%b}'
+            old = {"name": event.name, "arguments": ""}
+            return self._plain(event.choice, b'"function_call":' + encode(old))
+        kind, text = (b"custom", b"input") if event.custom else (b"function", b"arguments")
+        self._more[event.choice] = b'"tool_calls":[{"index":%d,"%b":{"%b":%%b}}]' % (
+            number, kind, text,
+        )  # fmt: skip
+        call = ToolCall(
+            id=event.id or _call_id(self._stamp, event.choice, number),
+            name=event.name or "",
+            arguments="",
+            custom=event.custom,
+        )
+        return self._plain(
+            event.choice, b'"tool_calls":[%b]' % encode({"index": number} | render_call(call))
+        )
 
     def _tell_progress(self, event: Progress) -> bytes:
         if not self._request.extras.get("return_progress"):
@@ -138,7 +155,7 @@ class _Renderer(ChunkRenderer):
             "index": event.choice,
             "delta": extras.part,
             "logprobs": _render_logprobs(event.logprobs, self._request),
-            "finish_reason": event.reason,
+            "finish_reason": _reason(event.reason, self._request),
             **extras.choice,
         }
         return self._last_of(choice, extras.top)
@@ -177,7 +194,9 @@ def _render_choice(choice: Choice, request: Request, stamp: Stamp) -> JsonObject
     }
     if reasoning is not None:
         message["reasoning_content"] = message["reasoning"] = reasoning
-    if calls:
+    if calls and _is_old(request):
+        message["function_call"] = {"name": calls[0].name, "arguments": calls[0].arguments}
+    elif calls:
         message["tool_calls"] = [
             render_call(call) | {"id": call.id or _call_id(stamp, choice.index, number)}
             for number, call in enumerate(calls)
@@ -186,9 +205,18 @@ def _render_choice(choice: Choice, request: Request, stamp: Stamp) -> JsonObject
         "index": choice.index,
         "message": message | choice.part_extras,
         "logprobs": _render_logprobs(choice.logprobs, request),
-        "finish_reason": choice.reason,
+        "finish_reason": _reason(choice.reason, request),
         **choice.extras,
     }
+
+
+def _is_old(request: Request) -> bool:
+    """Whether the client spoke of functions: it hears of a call in the same form."""
+    return isinstance(request.input, Chat) and request.input.functions
+
+
+def _reason(reason: FinishReason | None, request: Request) -> FinishReason | None:
+    return "function_call" if reason == "tool_calls" and _is_old(request) else reason
 
 
 def _call_id(stamp: Stamp, choice: int, number: int) -> str:
@@ -198,11 +226,36 @@ def _call_id(stamp: Stamp, choice: int, number: int) -> str:
 def _render_logprobs(entries: list[JsonObject] | None, request: Request) -> JsonObject | None:
     if entries is None or request.logprobs is None:
         return None
-    wanted = request.logprobs
-    cut = [
-        entry | {"top_logprobs": top[:wanted]}
-        if type(top := entry.get("top_logprobs")) is list and len(top) > wanted
-        else entry
-        for entry in entries
+    return {"content": [_chance(entry, request.logprobs) for entry in entries], "refusal": None}
+
+
+_CHANCE = {"token", "logprob", "bytes"}
+_UNLIKELY = -9999.0
+"""OpenAI's value for a token too unlikely to be told of."""
+
+
+def _chance(entry: JsonObject, wanted: int | None = None) -> JsonObject:
+    """The probability of a token, and of so many of its alternatives, with every key.
+
+    After sampling (`post_sampling_probs`) llama.cpp tells of `prob` and `top_probs`.
+    """
+    whole = entry if entry.keys() >= _CHANCE else _completed(entry)
+    if wanted is None:
+        return whole
+    tops = entry.get("top_logprobs") or entry.get("top_probs")
+    told = [
+        top if top.keys() >= _CHANCE else _chance(top)
+        for top in (tops if type(tops) is list else ())[:wanted]
+        if type(top) is dict
     ]
-    return {"content": cut, "refusal": None}
+    return whole | {"top_logprobs": told}
+
+
+def _completed(entry: JsonObject) -> JsonObject:
+    rest = {key: entry[key] for key in entry if key not in {"prob", "top_probs"}}
+    token, prob = str(entry.get("token", "")), entry.get("prob")
+    logprob = _UNLIKELY
+    if isinstance(prob, int | float) and prob > 0:
+        logprob = math.log(prob)
+    told = {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8", "replace"))}
+    return told | rest

@@ -1,0 +1,630 @@
+"""The herd as a state machine: what happens goes in, what is to be done comes out.
+
+It has no clock (every event says when it is, in seconds that never go back), no lock, no chance
+and no I/O, so every interleaving of events can be tried. What it promises, and by which rule, is
+in `design.md` beside this; the numbers in the comments are the rules' there.
+
+Whoever drives it does every effect, in order, before the next event.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator, Mapping
+from math import ceil
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from tropilla.herd.affinity import Affinity
+from tropilla.herd.balance import (
+    Ability,
+    Candidate,
+    Pick,
+    Refusal,
+    State,
+    Verdict,
+    judge,
+    pick,
+    score,
+)
+from tropilla.ir import Value
+
+# What happens to a request.
+
+Why: TypeAlias = Refusal | Literal["loading", "queue_full", "late", "poison", "ending"]
+
+
+class Ask(Value, frozen=True, kw_only=True):
+    """One request, as far as the choice of its upstream goes."""
+
+    model: str | None = None
+    needs: tuple[Ability, ...] = ()
+    key: str = ""
+    """Whose it is: those who ask take turns."""
+    chain: tuple[int, ...] = ()
+    """The blocks of its prompt (`affinity`)."""
+    session: int | None = None
+    """What the client says belongs together."""
+    slots: int = 1
+    """How many slots it takes there, for as many choices: it is let in by one, and waits for none
+    if it takes none."""
+    body: int = 0
+    """A fingerprint of what is asked; 0 is none."""
+    avoid: frozenset[int] = frozenset()
+    """Upstreams that have failed it."""
+    since: float | None = None
+    """When it first came, if it comes again."""
+
+
+class Assign(Value, frozen=True, kw_only=True):
+    """The request has a slot of an upstream."""
+
+    request: int
+    upstream: int
+    waited: float
+    """Seconds."""
+    expected: float
+    """The part of its prompt that is expected in the cache."""
+
+
+class Queue(Value, frozen=True, kw_only=True):
+    """The request waits; `place` is 1 for the next one."""
+
+    request: int
+    place: int
+
+
+class Reject(Value, frozen=True, kw_only=True):
+    """Nobody will serve the request."""
+
+    request: int
+    why: Why
+
+
+class Probe(Value, frozen=True, kw_only=True):
+    """The upstream is to be looked at now."""
+
+    upstream: int
+
+
+class Quarantine(Value, frozen=True, kw_only=True):
+    """The upstream gets nothing for so many seconds."""
+
+    upstream: int
+    seconds: float
+
+
+Effect: TypeAlias = Assign | Queue | Reject | Probe | Quarantine
+
+
+# What is known of an upstream.
+
+Blame: TypeAlias = Literal["gone", "died", "failed", "loading", "busy"]
+"""What an upstream did to a request: it could not be reached; it broke off; it said that it had
+failed; it loads its model; it has no slot after all."""
+
+
+class Seen(Value, frozen=True, kw_only=True):
+    """What a probe has found."""
+
+    state: State
+    models: Mapping[str, float] = MappingProxyType({})
+    """What it serves, each with the weight that the config gives it."""
+    lacks: frozenset[Ability] = frozenset()
+    slots: int | None = None
+    busy: int | None = None
+    """Slots that are at work, as it says itself; `None` if it does not."""
+
+
+class Reason(Value, frozen=True, kw_only=True):
+    """What the pick thinks of an upstream for a request."""
+
+    upstream: int
+    verdict: Verdict
+    score: float
+    cached: float
+    load: float
+    taken: bool
+
+
+class Rules(Value, frozen=True, kw_only=True):
+    """The numbers of the rules."""
+
+    queue: int = 64
+    """Requests that wait for the same upstreams."""
+    queue_seconds: float = 60.0
+    """How long a request waits for a slot."""
+    patience_seconds: float = 10.0
+    """How long a request waits while no upstream is ready that could serve it."""
+    failures: int = 3
+    """In a row, after which an upstream is quarantined."""
+    quarantine_seconds: float = 1.0
+    most_quarantine_seconds: float = 60.0
+    slow_seconds: float = 10.0
+    """How long an upstream that comes back takes to be given all its slots."""
+    retries_per_second: float = 3.0
+    retry_share: float = 0.1
+    poison_deaths: int = 2
+    poison_seconds: float = 600.0
+
+
+class _Member:
+    """One upstream."""
+
+    __slots__ = (
+        "back_at", "deaths", "draining", "failures", "foreign", "held", "out_until", "peak",
+        "quarantines", "seen", "served", "wide",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.seen = Seen(state="starting")
+        self.held = 0
+        self.wide = 0
+        """Slots that what it holds may take."""
+        self.peak = 0
+        """Of these, all that were taken since a probe began to look."""
+        self.served = 0
+        self.foreign = 0
+        self.failures = 0
+        self.quarantines = 0
+        self.out_until: float | None = None
+        self.back_at: float | None = None
+        self.draining = False
+        self.deaths = 0
+        """Its incarnation: how often it has died."""
+
+
+class _Waiting(msgspec.Struct):
+    ask: Ask
+    group: frozenset[int]
+    order: tuple[float, int]
+    since: float
+    until: float
+
+
+class _Held(msgspec.Struct, frozen=True):
+    ask: Ask
+    upstream: int
+    member: _Member
+    expected: float
+    life: int
+
+
+class Pool:
+    """All upstreams, all leases, all who wait."""
+
+    def __init__(self, rules: Rules | None = None) -> None:
+        self.rules = rules or Rules()
+        self.affinity = Affinity()
+        self._members: dict[int, _Member] = {}
+        self._held: dict[int, _Held] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._running: dict[str, int] = {}
+        self._turns: dict[str, int] = {}
+        self._turn = 0
+        self._order = 0
+        self._budget = _Budget()
+        self._poison = _Poison()
+        self._ending = False
+
+    # Upstreams.
+
+    def on_join(self, upstream: int) -> list[Effect]:
+        """There is one more upstream."""
+        self._members[upstream] = _Member()
+        return [Probe(upstream=upstream)]
+
+    def on_drain(self, upstream: int, now: float) -> list[Effect]:
+        """An upstream gets nothing new from now on (rule 2)."""
+        self._members[upstream].draining = True
+        return self._settle(now)
+
+    def on_leave(self, upstream: int, now: float) -> list[Effect]:
+        """An upstream is there no more; what it was given is its own affair."""
+        del self._members[upstream]
+        self.affinity.forget(upstream)
+        return self._settle(now)
+
+    def on_look(self, upstream: int) -> None:
+        """A probe begins: whatever is ours from now on may be among what it finds busy."""
+        if (member := self._members.get(upstream)) is not None:
+            member.peak = member.wide
+
+    def on_probe(self, upstream: int, seen: Seen, now: float) -> list[Effect]:
+        """A probe has come back."""
+        member = self._members.get(upstream)
+        if member is None:
+            return []
+        was, member.seen = member.seen, seen
+        member.foreign = max(0, (seen.busy or 0) - member.peak)
+        if seen.state == "ready":
+            if member.out_until is not None and member.out_until <= now:
+                member.out_until = None  # rule 11: a real probe brings it back
+                member.back_at = now
+            elif was.state == "down":
+                member.back_at = now
+        if was.models and seen.models and was.models.keys() != seen.models.keys():
+            self.affinity.forget(upstream)
+        return self._settle(now)
+
+    # Requests.
+
+    def on_request(self, request: int, ask: Ask, now: float) -> list[Effect]:
+        """Somebody asks; or asks again, which `avoid` shows."""
+        if self._ending:
+            return [Reject(request=request, why="ending")]
+        if self._poison.has(ask.body, now, self.rules):
+            return [Reject(request=request, why="poison")]  # rule 13
+        self._budget.note(now, retry=bool(ask.avoid))
+        choice = self._pick(ask, now)
+        if choice.index is not None:
+            return [self._assign(request, ask, choice.index, now, now)]
+        why = choice.otherwise
+        if why == "queue" or why == "wait":  # noqa: PLR1714 - mypy narrows by these
+            return self._queue(request, ask, now, full=why == "queue")
+        return [Reject(request=request, why=why)]
+
+    def may_retry(self, now: float) -> bool:
+        """Whether a request that has failed may be tried on another upstream (rule 12)."""
+        return self._budget.allows(now, self.rules)
+
+    def on_cancel(self, request: int, now: float) -> list[Effect]:
+        """The client has left, wherever its request was."""
+        if self._waiting.pop(request, None) is not None:
+            return []
+        return self._release(request, now)
+
+    def on_done(self, request: int, now: float, cached: float | None = None) -> list[Effect]:
+        """A request was served; `cached` is the part of its prompt that was not read again."""
+        held = self._held.get(request)
+        if held is None:
+            return []
+        held.member.failures = held.member.quarantines = 0
+        if cached is not None:
+            self.affinity.learn(held.upstream, held.expected, cached)
+        self._poison.forgive(held.ask.body)
+        return self._release(request, now)
+
+    def on_failure(self, request: int, blame: Blame, now: float) -> list[Effect]:
+        """An upstream has failed a request, which holds nothing any more."""
+        held = self._held.get(request)
+        if held is None:
+            return []
+        effects: list[Effect] = []
+        if self._members.get(held.upstream) is held.member:
+            effects = self._blame(held, blame, now)
+        return effects + self._release(request, now)
+
+    def _blame(self, held: _Held, blame: Blame, now: float) -> list[Effect]:
+        upstream, member = held.upstream, held.member
+        match blame:
+            case "busy":
+                # Somebody else has the slot: until the next probe it is not ours.
+                member.foreign += 1
+                return []
+            case "loading":
+                member.seen = msgspec.structs.replace(member.seen, state="loading")
+                self.affinity.forget(upstream)
+                return [Probe(upstream=upstream)]
+            case "gone" | "died":
+                if blame == "died" and held.life == member.deaths:
+                    member.deaths += 1
+                if blame == "died":
+                    self._poison.note(held.ask.body, (upstream, held.life), now)
+                if member.seen.state == "ready":
+                    member.seen = msgspec.structs.replace(member.seen, state="starting")
+                    member.back_at = None
+                self.affinity.forget(upstream)
+                return [Probe(upstream=upstream)]
+            case "failed":
+                member.failures += 1
+                if member.failures < self.rules.failures:
+                    return []
+                return self._quarantine(upstream, member, now)
+
+    def _quarantine(self, upstream: int, member: _Member, now: float) -> list[Effect]:
+        """Rule 10: each time twice as long, and never at the same moment as the others."""
+        rules = self.rules
+        seconds = rules.quarantine_seconds * 2.0**member.quarantines
+        jitter = 1 + (hash((upstream, member.quarantines)) % 201 - 100) / 1000
+        seconds = min(seconds, rules.most_quarantine_seconds) * jitter
+        member.failures = 0
+        member.quarantines = min(member.quarantines + 1, 16)
+        member.out_until = now + seconds
+        return [Quarantine(upstream=upstream, seconds=seconds)]
+
+    def on_tick(self, now: float) -> list[Effect]:
+        """Time goes by: call it once in a second or more often, and when `next_tick` says."""
+        effects: list[Effect] = [
+            Probe(upstream=upstream)
+            for upstream, member in self._members.items()
+            if member.out_until is not None and member.out_until <= now
+        ]
+        return effects + self._settle(now)
+
+    def on_end(self) -> list[Effect]:
+        """The gateway ends: nobody waits any more, and nobody is taken (rule 14)."""
+        self._ending = True
+        waiting, self._waiting = self._waiting, {}
+        return [Reject(request=request, why="ending") for request in waiting]
+
+    # Looking.
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    def held(self, upstream: int) -> int:
+        """How many slots of an upstream are leased."""
+        return self._members[upstream].held
+
+    def place(self, request: int) -> int:
+        """Where in the queue a request is; 0 if it does not wait."""
+        entry = self._waiting.get(request)
+        if entry is None:
+            return 0
+        before = sum(
+            other.group == entry.group and other.order < entry.order
+            for other in self._waiting.values()
+        )
+        return before + 1
+
+    def explain(self, ask: Ask, now: float) -> list[Reason]:
+        """What the pick thinks of each upstream, and whom it would take."""
+        taken = self._pick(ask, now).index
+        return [
+            Reason(
+                upstream=upstream,
+                verdict=judge(one, ask.model, ask.needs),
+                score=score(one, len(ask.chain)),
+                cached=one.cached,
+                load=one.load,
+                taken=upstream == taken,
+            )
+            for upstream, one in self._candidates(ask, now)
+        ]
+
+    def candidate(self, upstream: int, now: float) -> Candidate:
+        """An upstream as the pick sees it, for any model."""
+        return self._candidate(upstream, self._members[upstream], Ask(), now)
+
+    def quarantine(self, upstream: int, now: float) -> float | None:
+        """How many seconds an upstream is still out; 0 once it only waits for a probe."""
+        until = self._members[upstream].out_until
+        return None if until is None else max(0.0, until - now)
+
+    def queues(self) -> dict[str, int]:
+        """How many wait for each model; for any model, under an empty name."""
+        return dict(Counter(entry.ask.model or "" for entry in self._waiting.values()))
+
+    # How it is done.
+
+    def _candidates(self, ask: Ask, now: float) -> Iterator[tuple[int, Candidate]]:
+        for upstream, member in self._members.items():
+            yield upstream, self._candidate(upstream, member, ask, now)
+
+    def _candidate(self, upstream: int, member: _Member, ask: Ask, now: float) -> Candidate:
+        seen = member.seen
+        name = ask.model if ask.model is not None else next(iter(seen.models), "")
+        return Candidate(
+            state=seen.state,
+            models=seen.models.keys(),
+            lacks=seen.lacks,
+            slots=self._slots(member, now) if ask.slots else None,
+            weight=seen.models.get(name, 1.0),
+            leases=member.held,
+            foreign=member.foreign,
+            served=member.served,
+            draining=member.draining,
+            quarantined=member.out_until is not None,
+            cached=self._expect(upstream, ask),
+        )
+
+    def _slots(self, member: _Member, now: float) -> int | None:
+        """Rule 11: who comes back is given one slot at first, and all of them in the end."""
+        slots = member.seen.slots
+        if slots is None or member.back_at is None:
+            return slots
+        part = (now - member.back_at) / self.rules.slow_seconds
+        if part >= 1:
+            member.back_at = None
+            return slots
+        return max(1, ceil(slots * part))
+
+    def _expect(self, upstream: int, ask: Ask) -> float:
+        """The part of a prompt that is expected in a cache; a session is as good as half of it."""
+        found = 0.0
+        if ask.chain:
+            found = self.affinity.expect(upstream, ask.chain) / len(ask.chain)
+        if ask.session is not None and self.affinity.expect(upstream, (ask.session,)):
+            found = max(found, _OF_A_SESSION)
+        return found
+
+    def _pick(self, ask: Ask, now: float) -> Pick:
+        """The pick, with the upstream's own number for its index."""
+        found = list(self._candidates(ask, now))
+        avoid = [at for at, (upstream, _) in enumerate(found) if upstream in ask.avoid]
+        candidates = [one for _, one in found]
+        choice = pick(candidates, ask.model, avoid, ask.needs, len(ask.chain))
+        return choice if choice.index is None else Pick(index=found[choice.index][0])
+
+    def _assign(self, request: int, ask: Ask, upstream: int, since: float, now: float) -> Assign:
+        member = self._members[upstream]
+        member.held += ask.slots > 0
+        member.wide += ask.slots
+        member.peak += ask.slots
+        member.served += 1
+        self._running[ask.key] = self._running.get(ask.key, 0) + 1
+        self._turn += 1
+        self._turns[ask.key] = self._turn
+        expected = self._expect(upstream, ask)
+        self._held[request] = _Held(ask, upstream, member, expected, member.deaths)
+        session = () if ask.session is None else (ask.session,)
+        self.affinity.saw(upstream, (*session, *ask.chain))
+        return Assign(request=request, upstream=upstream, waited=now - since, expected=expected)
+
+    def _release(self, request: int, now: float) -> list[Effect]:
+        held = self._held.pop(request, None)
+        if held is None:
+            return []
+        held.member.held -= held.ask.slots > 0
+        held.member.wide -= held.ask.slots
+        left = self._running[held.ask.key] - 1
+        if left:
+            self._running[held.ask.key] = left
+        else:
+            del self._running[held.ask.key]
+        return self._settle(now, all_of_them=False)
+
+    def _queue(self, request: int, ask: Ask, now: float, *, full: bool) -> list[Effect]:
+        group = self._group(ask)
+        if sum(entry.group == group for entry in self._waiting.values()) >= self.rules.queue:
+            return [Reject(request=request, why="queue_full")]  # rule 8
+        self._order += 1
+        since = now if ask.since is None else ask.since
+        until = since + self.rules.queue_seconds
+        if not full:
+            until = min(until, now + self.rules.patience_seconds)
+        self._waiting[request] = _Waiting(ask, group, (since, self._order), since, until)
+        return [Queue(request=request, place=self.place(request))]
+
+    def _group(self, ask: Ask) -> frozenset[int]:
+        """The upstreams that could serve a request: who waits for the same ones is in its group."""
+        return frozenset(
+            upstream
+            for upstream, one in self._candidates(ask, 0.0)
+            if judge(one, ask.model, ask.needs) not in {"other_model", "incapable", "draining"}
+        )
+
+    def _settle(self, now: float, *, all_of_them: bool = True) -> list[Effect]:
+        """Give free slots to those who wait (rules 3 and 9).
+
+        With `all_of_them`, each is looked at, and who waits in vain is sent away (rule 8); without,
+        only as many as there are free slots for.
+        """
+        if not self._waiting:
+            self._forget_turns()
+            return []
+        effects: list[Effect] = []
+        full: set[tuple[object, ...]] = set()
+        for request in self._in_turn():
+            entry = self._waiting[request]
+            kind = (entry.ask.model, entry.ask.needs, entry.ask.avoid, entry.ask.slots > 0)
+            # A slot does not become free while free slots are given away.
+            choice = _QUEUE if kind in full else self._pick(entry.ask, now)
+            if choice == _QUEUE:
+                full.add(kind)
+                if not all_of_them and not self._has_free(now):
+                    break
+            if effect := self._settle_one(request, entry, choice, now):
+                del self._waiting[request]
+                effects.append(effect)
+        return effects
+
+    def _settle_one(
+        self, request: int, entry: _Waiting, choice: Pick, now: float
+    ) -> Assign | Reject | None:
+        if choice.index is not None:
+            return self._assign(request, entry.ask, choice.index, entry.since, now)
+        why = choice.otherwise
+        if why == "queue":
+            entry.until = entry.since + self.rules.queue_seconds
+            return Reject(request=request, why="late") if entry.until <= now else None
+        if why == "wait":
+            return Reject(request=request, why="loading") if entry.until <= now else None
+        return Reject(request=request, why=why)
+
+    def _has_free(self, now: float) -> bool:
+        for member in self._members.values():
+            slots = self._slots(member, now)
+            if slots is None or member.held + member.foreign < slots:
+                return True
+        return False
+
+    def _in_turn(self) -> Iterator[int]:
+        """Those who wait: the key that has the least is next, and its oldest request (rule 9)."""
+        queues: dict[str, deque[int]] = {}
+        for request, entry in sorted(self._waiting.items(), key=lambda item: item[1].order):
+            queues.setdefault(entry.ask.key, deque()).append(request)
+        while queues:
+            key = min(queues, key=lambda key: (self._running.get(key, 0), self._turns.get(key, 0)))
+            yield queues[key].popleft()
+            if not queues[key]:
+                del queues[key]
+
+    def _forget_turns(self) -> None:
+        if len(self._turns) > _MOST_TURNS:
+            self._turns = {key: self._turns[key] for key in self._running}
+
+
+_OF_A_SESSION = 0.5
+_MOST_TURNS = 4096
+
+
+_QUEUE = Pick(otherwise="queue")
+
+
+class _Budget:
+    """How many requests there were in the last ten seconds, and how many were retries."""
+
+    _SECONDS = 10
+
+    def __init__(self) -> None:
+        self._counts: deque[list[int]] = deque()
+
+    def note(self, now: float, *, retry: bool) -> None:
+        """One more."""
+        self._forget(now)
+        second = int(now)
+        if not self._counts or self._counts[-1][0] != second:
+            self._counts.append([second, 0, 0])
+        self._counts[-1][1] += 1
+        self._counts[-1][2] += retry
+
+    def allows(self, now: float, rules: Rules) -> bool:
+        """Whether there may be one more retry."""
+        self._forget(now)
+        requests = sum(one[1] for one in self._counts)
+        retries = sum(one[2] for one in self._counts)
+        least = rules.retries_per_second * self._SECONDS
+        return retries < max(least, requests * rules.retry_share)
+
+    def _forget(self, now: float) -> None:
+        while self._counts and self._counts[0][0] <= now - self._SECONDS:
+            self._counts.popleft()
+
+
+class _Poison:
+    """Requests that upstreams have died of, by their fingerprints."""
+
+    _MOST = 1024
+
+    def __init__(self) -> None:
+        self._deaths: OrderedDict[int, tuple[float, set[tuple[int, int]]]] = OrderedDict()
+
+    def note(self, body: int, death: tuple[int, int], now: float) -> None:
+        """One upstream has died while it served this; one death counts once."""
+        if not body:
+            return
+        _, deaths = self._deaths.pop(body, (now, set()))
+        self._deaths[body] = (now, deaths | {death})
+        if len(self._deaths) > self._MOST:
+            self._deaths.popitem(last=False)
+
+    def forgive(self, body: int) -> None:
+        """It was served: it was not the reason."""
+        self._deaths.pop(body, None)
+
+    def has(self, body: int, now: float, rules: Rules) -> bool:
+        """Whether it is refused."""
+        told = self._deaths.get(body)
+        if told is None:
+            return False
+        last, deaths = told
+        if now - last >= rules.poison_seconds:
+            del self._deaths[body]
+            return False
+        return len(deaths) >= rules.poison_deaths

@@ -1,0 +1,211 @@
+"""`GET /openapi.json`: what this gateway serves, as an OpenAPI 3.1 document.
+
+It is made from the table of routes, so that no path is left out, and none is told that is not
+there. It describes Tropilla's own answers exactly; what is only passed on is the upstream's.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import msgspec
+
+from tropilla import __version__
+from tropilla.ir import JsonObject, Value
+from tropilla.server.openapi.schemas import SCHEMAS, event, ref
+from tropilla.server.routes import (
+    Action,
+    Count,
+    Forward,
+    Generate,
+    Kept,
+    Measure,
+    Own,
+    patterns,
+    table,
+)
+
+_STREAM = "text/event-stream"
+_REFUSALS = {
+    "400": "What was sent is wrong, or cannot be had; `param` names the field.",
+    "401": "There is no valid key.",
+    "403": "The operator does not allow it.",
+    "404": "No such model, or no such thing.",
+    "413": "The body is too large.",
+    "415": "The body is compressed.",
+    "429": "Too much at once: `retry-after` says when to come again.",
+    "500": "A defect of Tropilla's own.",
+    "502": "An upstream failed.",
+    "503": "No upstream can be reached, or the model is loading.",
+    "504": "An upstream took too long.",
+}
+_ERRORS = {"openai": "Error", "llamacpp": "NativeError", "afs": "AfsError"}
+_TAGS = {"openai": "OpenAI", "llamacpp": "llama.cpp", "afs": "AFS"}
+
+
+class Shape(Value, frozen=True):
+    """What an operation takes and answers, by the names of the schemas."""
+
+    summary: str
+    asks: str | None = None
+    answers: str | None = None
+    streams: str | None = None
+    refuses: tuple[str, ...] = tuple(_REFUSALS)
+
+
+_GENERATE = {
+    "openai_chat": Shape("Continue a conversation", "ChatRequest", "Chat", "ChatChunk"),
+    "openai_completions": Shape(
+        "Continue texts", "CompletionRequest", "Completion", "CompletionChunk"
+    ),
+    "openai_responses": Shape("Respond", "ResponseRequest", "Response", "ResponseEvent"),
+    "llamacpp": Shape("Continue a text, llama.cpp's way", "NativeRequest", "Native", "NativeChunk"),
+    "afs": Shape("Continue a text, the way of AFS", "AfsInputs", "AfsAnswer", "AfsAnswer"),
+}
+"""Of the dialects that are asked for text."""
+_SPECIAL = {
+    "/infill": Shape("Fill a hole in a text", "InfillRequest", "Native", "NativeChunk"),
+    "/models/conversation": Shape(
+        "Continue a conversation, the way of AFS", "AfsConversation", "AfsAnswer", "AfsAnswer"
+    ),
+}
+"""By the end of their paths: other forms of the same dialects."""
+_MEASURE = {
+    "embeddings": Shape("Make vectors of texts", "EmbeddingRequest", "Embeddings"),
+    "rerank": Shape("Rank documents by a query", "RerankRequest", "Ranking"),
+}
+_AFS_EMBEDDINGS = Shape(
+    "Make vectors of texts, the way of AFS", "AfsEmbeddingRequest", "AfsEmbeddings"
+)
+_COUNT = {
+    "openai_chat": Shape("Count the tokens of a conversation", "ChatRequest", "Counted"),
+    "openai_responses": Shape(
+        "Count the tokens of what would be responded to", "ResponseRequest", "Counted"
+    ),
+}
+_OF_KEPT = ("400", "401", "404", "500")
+_KEPT = {
+    "get": Shape("A response that is kept", None, "Response", "ResponseEvent", _OF_KEPT),
+    "delete": Shape("Delete a response that is kept", None, "Deleted", None, _OF_KEPT),
+    "items": Shape("What a response was given", None, "Items", None, _OF_KEPT),
+    "cancel": Shape("Refused: none is made in the background", None, "Response", None, _OF_KEPT),
+}
+_OWN = {
+    "health": Shape("Whether this gateway can serve", None, "Health", None, ("503",)),
+    "models": Shape("What is served", None, "Models", None, ("401", "500")),
+    "model": Shape("One model", None, "Model", None, ("401", "404", "500")),
+    "herd": Shape("The upstreams, and who waits", None, "Herd", None, ("401", "500")),
+    "route": Shape(
+        "Where a request would go",
+        "ChatRequest",
+        "Route",
+        None,
+        ("400", "401", "413", "415", "500"),
+    ),
+    "openapi": Shape("This document", None, "Document", None, ("401", "500")),
+}
+
+
+@cache
+def document() -> bytes:
+    """The document, as JSON."""
+    return msgspec.json.encode(describe())
+
+
+def describe() -> JsonObject:
+    """The document."""
+    paths: JsonObject = {}
+    for path, methods in {**table(), **patterns()}.items():
+        rows: JsonObject = {
+            method.lower(): operation(action, method, path) for method, action in methods.items()
+        }
+        names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+        if names:
+            rows["parameters"] = [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                for name in names
+            ]
+        paths[path] = rows
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Tropilla",
+            "version": __version__,
+            "summary": "One OpenAI-compatible endpoint for a herd of llama.cpp servers",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "security": [{}, {"key": []}],
+        "paths": paths,
+        "components": {
+            "schemas": SCHEMAS,
+            "responses": {
+                f"{name}{status}": {
+                    "description": why,
+                    "content": {"application/json": {"schema": ref(name)}},
+                }
+                for name in _ERRORS.values()
+                for status, why in _REFUSALS.items()
+            },
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def operation(action: Action, method: str, path: str) -> JsonObject:
+    """One method of a path."""
+    match action:
+        case Generate(dialect=name):
+            return _operation(_shape(action, path), _family(name))
+        case Measure(name=name, dialect=dialect):
+            afs = dialect == "afs"
+            return _operation(_AFS_EMBEDDINGS if afs else _MEASURE[name], _family(dialect))
+        case Count(dialect=name):
+            return _operation(_COUNT[name], "openai")
+        case Kept(what=what):
+            return _operation(_KEPT[what], "openai")
+        case Own(name=name):
+            return _operation(_OWN[name], "openai")
+        case Forward():
+            return _forwarded(action, method)
+
+
+def _shape(action: Generate, path: str) -> Shape:
+    special = (shape for end, shape in _SPECIAL.items() if path.endswith(end))
+    return next(special, None) or _GENERATE[action.dialect]
+
+
+def _family(dialect: str) -> str:
+    return dialect if dialect in _ERRORS else "openai"
+
+
+def _operation(shape: Shape, family: str) -> JsonObject:
+    told: JsonObject = {"summary": shape.summary, "tags": [_TAGS[family]]}
+    if shape.asks is not None:
+        told["requestBody"] = {"required": True, "content": _json(ref(shape.asks))}
+    content = {} if shape.answers is None else _json(ref(shape.answers))
+    if shape.streams is not None:
+        content[_STREAM] = {"schema": event(shape.streams, _ERRORS[family])}
+    told["responses"] = {"200": {"description": "What was asked for.", "content": content}}
+    for status in shape.refuses:
+        told["responses"][status] = {"$ref": f"#/components/responses/{_ERRORS[family]}{status}"}
+    return told
+
+
+def _forwarded(action: Forward, method: str) -> JsonObject:
+    summary = "Passed on to an upstream, as it is"
+    told: JsonObject = {
+        "summary": f"{summary}; only with --allow-admin" if action.admin else summary,
+        "tags": ["Passed on"],
+    }
+    if method == "POST":
+        told["requestBody"] = {"content": _json(ref("Forwarded"))}
+    told["responses"] = {
+        "200": {"description": "The upstream's answer."},
+        "4XX": {"description": "Tropilla's refusal, or the upstream's."},
+        "5XX": {"description": "Tropilla's failure, or the upstream's."},
+    }
+    return told
+
+
+def _json(schema: JsonObject) -> JsonObject:
+    return {"application/json": {"schema": schema}}

@@ -1,0 +1,108 @@
+"""How a stream reaches its client: its head, what it tells, and signs of life in between.
+
+Whoever waits for a slot, or for a long prompt to be read, hears that the connection lives. Such a
+sign is nothing of the answer: until the first of that was told, the request can still be given
+to another upstream. Once a sign was sent there is no other status, and what goes wrong is told in
+the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from time import monotonic
+from typing import Protocol, Self
+
+from tropilla.dialects import Dialect, Stamp
+from tropilla.ir import Failed, Problem, Request
+
+SILENCE_SECONDS = 10.0
+"""The longest that a client hears nothing of its stream."""
+
+_PLACED = "text/event-stream"
+
+
+class Reply(Protocol):
+    """Where the answer goes; `write` waits while the client does not read."""
+
+    @property
+    def started(self) -> bool:
+        """Whether a byte has been sent: from then on there is no other status."""
+
+    async def start(self, status: int, content_type: str, headers: Mapping[str, str]) -> None:
+        """Send the head."""
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece of the body."""
+
+    async def end(self) -> None:
+        """Send the end of the body."""
+
+    async def whole(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        """Send a JSON answer in one piece."""
+
+
+class Telling:
+    """One stream to one client, as long as a `with` lasts; `place` is its place in the queue."""
+
+    def __init__(
+        self, front: Dialect, request: Request, reply: Reply, place: Callable[[], int]
+    ) -> None:
+        self.told = False
+        """Whether any of the answer has been told."""
+        self._front = front
+        self._request = request
+        self._reply = reply
+        self._place = place
+        self._last = monotonic()
+        self._timer: asyncio.TimerHandle | None = None
+        self._sign: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._look_again()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._sign is not None:
+            self._sign.cancel()
+
+    async def tell(self, data: bytes, headers: Callable[[], Mapping[str, str]]) -> None:
+        """Send some of the answer; `headers` are for its head."""
+        self.told = True
+        await self._send(data, headers)
+
+    async def live(self, headers: Callable[[], Mapping[str, str]]) -> None:
+        """The upstream has shown that it lives, and the client may know."""
+        await self._send(self._front.PING, headers)
+
+    async def fail(self, problem: Problem, stamp: Stamp) -> None:
+        """Tell in the stream that there will be no answer; only for one that was not begun."""
+        renderer = self._front.stream_renderer(self._request, stamp)
+        await self._send(renderer.feed(Failed(problem=problem)), dict)
+        await self._reply.end()
+
+    async def _send(self, data: bytes, headers: Callable[[], Mapping[str, str]]) -> None:
+        if not self._reply.started:
+            await self._reply.start(200, self._front.CONTENT_TYPE, headers())
+        self._last = monotonic()
+        await self._reply.write(data)
+
+    def _look_again(self) -> None:
+        loop = asyncio.get_running_loop()
+        silent = monotonic() - self._last
+        if silent >= SILENCE_SECONDS and (self._sign is None or self._sign.done()):
+            self._sign = loop.create_task(self._give_sign())
+            silent = 0.0
+        self._timer = loop.call_later(max(SILENCE_SECONDS - silent, 0.01), self._look_again)
+
+    async def _give_sign(self) -> None:
+        place = self._place()
+        sign = self._front.PING
+        if place and self._front.CONTENT_TYPE.startswith(_PLACED):
+            sign = b": queue %d\n\n" % place
+        # A client that has left is noticed elsewhere.
+        with suppress(ConnectionError):
+            await self._send(sign, dict)

@@ -1,0 +1,170 @@
+"""Headers, retries, timeouts, leaving, and the async client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any, cast
+
+import openai
+from openai import OpenAI
+
+from clients.openai_python.harness import (
+    FLAKY,
+    HELLO,
+    MODEL,
+    ROOT,
+    check,
+    connect,
+    connect_async,
+    text_of,
+)  # fmt: skip
+
+
+@check
+def raw_responses(client: OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO)
+    assert raw.headers["x-request-id"] == raw.parse()._request_id
+    assert int(raw.headers["openai-processing-ms"]) >= 0
+    assert raw.headers["content-type"].startswith("application/json")
+    assert raw.retries_taken == 0
+
+
+@check
+def streaming_responses(client: OpenAI) -> None:
+    with client.chat.completions.with_streaming_response.create(
+        model=MODEL, messages=HELLO, stream=True
+    ) as streamed:
+        assert streamed.headers["x-request-id"]
+        assert int(streamed.headers["openai-processing-ms"]) >= 0
+        assert streamed.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in streamed.iter_lines() if line]
+    assert all(line.startswith("data: {") for line in lines[:-1])
+    assert lines[-1] == "data: [DONE]"
+    with client.chat.completions.with_streaming_response.create(
+        model=MODEL, messages=HELLO
+    ) as whole:
+        assert whole.parse().choices[0].message.content
+
+
+@check
+def retries_after_503(_: OpenAI) -> None:
+    """`retry-after-ms` of whatever stands before the gateway."""
+    since = time.monotonic()
+    raw = connect(FLAKY, retries=2).chat.completions.with_raw_response.create(
+        model=MODEL, messages=HELLO
+    )
+    assert raw.retries_taken == 1
+    assert raw.headers["x-attempts"] == "2"
+    assert raw.parse().choices[0].message.content
+    # By itself the SDK waits for half a second, and more.
+    assert time.monotonic() - since < 30
+    once = connect(FLAKY)
+    try:
+        once.chat.completions.create(model=MODEL, messages=HELLO)
+    except openai.InternalServerError as error:
+        assert error.code == "server_is_overloaded"  # noqa: PT017
+    else:
+        raise AssertionError("no InternalServerError")
+
+
+@check
+def retries_after_429(_: OpenAI) -> None:
+    """The gateway's own word."""
+    raw = connect(retries=1).chat.completions.with_raw_response.create(
+        model="limited", messages=[{"role": "user", "content": f"again, {os.getpid()}"}]
+    )
+    assert raw.retries_taken == 1
+    assert raw.parse().choices[0].message.content == "Here again"
+
+
+def is_idle() -> bool:
+    """Whether no slot of the engine works."""
+    slots = cast(
+        "list[dict[str, Any]]",
+        connect().get(f"{ROOT}/slots?model={MODEL}", cast_to=object),
+    )
+    assert len(slots) > 1
+    return not any(slot["is_processing"] for slot in slots)
+
+
+def becomes_idle() -> None:
+    """No slot of the engine works, soon."""
+    deadline = time.monotonic() + 10
+    while not is_idle():
+        assert time.monotonic() < deadline, "a slot still works"
+
+
+@check
+def leaving_a_stream_midway(client: OpenAI) -> None:
+    """More often than there are slots: one that is not given back would be missed."""
+    for _ in range(12):
+        stream = client.chat.completions.create(
+            model=MODEL, messages=HELLO, stream=True, max_tokens=7000,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        for _, chunk in zip(range(3), stream, strict=False):
+            assert chunk.choices
+        stream.close()
+    becomes_idle()
+    assert client.chat.completions.create(model=MODEL, messages=HELLO).choices[0].message.content
+
+
+@check
+def timeout_of_a_whole_answer(_: OpenAI) -> None:
+    """The client gives up; the work is given up, too."""
+    try:
+        connect(timeout=0.3).chat.completions.create(
+            model=MODEL, messages=HELLO, max_tokens=8000, extra_body={"ignore_eos": True}
+        )
+    except openai.APITimeoutError:
+        pass
+    else:
+        raise AssertionError("no APITimeoutError")
+    becomes_idle()
+
+
+@check
+def async_streams(_: OpenAI) -> None:
+    async def several() -> list[str]:
+        async def one() -> str:
+            stream = await client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
+            return text_of([chunk async for chunk in stream])
+
+        async with connect_async() as client:
+            return list(await asyncio.gather(*(one() for _ in range(8))))
+
+    assert all(asyncio.run(several()))
+
+
+@check
+def async_helper(_: OpenAI) -> None:
+    async def run() -> str | None:
+        async with (
+            connect_async() as client,
+            client.chat.completions.stream(model=MODEL, messages=HELLO) as helper,
+        ):
+            kinds = {event.type async for event in helper}
+            assert "content.done" in kinds
+            return (await helper.get_final_completion()).choices[0].message.content
+
+    assert asyncio.run(run())
+
+
+@check
+def async_leaving(_: OpenAI) -> None:
+    async def run() -> None:
+        async with connect_async() as client:
+            task = asyncio.ensure_future(
+                client.chat.completions.create(
+                    model=MODEL, messages=HELLO, max_tokens=8000, extra_body={"ignore_eos": True}
+                )
+            )
+            while await asyncio.to_thread(is_idle):
+                assert not task.done(), "it ended before it was seen to work"
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+    becomes_idle()

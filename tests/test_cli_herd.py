@@ -1,0 +1,75 @@
+"""`tropilla herd` and `tropilla route`, of a gateway that runs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from conftest import CHAT, Serve, Start
+from doubles.upstream import told as said
+from tropilla.cli import main
+
+pytestmark = pytest.mark.anyio
+
+
+async def run(*arguments: str) -> Result:
+    def invoke() -> Result:
+        return CliRunner(env={"COLUMNS": "160"}).invoke(main, arguments)
+
+    return await asyncio.to_thread(invoke)
+
+
+async def test_the_herd_as_a_table(gateway: Serve, doubles: Start, free_port: int) -> None:
+    double = await doubles(slots=2)
+    tropilla = await gateway(double, f"http://127.0.0.1:{free_port}", ready=False)
+    await tropilla.until(
+        lambda: [one.state for one in tropilla.fleet.upstreams] == ["ready", "down"]
+    )
+    asked = asyncio.create_task(tropilla.chat())
+    exchange = await double.arrives()
+    told = await run("herd", "--url", tropilla.url.removeprefix("http://"), "--once")
+    assert told.exit_code == 0
+    assert "2 upstreams, 0 waiting" in told.output
+    row = next(line for line in told.output.splitlines() if double.url in line)
+    assert "ready" in row
+    assert "#. 1/2" in row
+    assert "cannot be reached" in told.output
+    await exchange.stream(*said("x"))
+    assert (await asked).status == 200
+
+
+async def test_the_herd_for_programs(gateway: Serve, doubles: Start) -> None:
+    tropilla = await gateway(await doubles(), api_keys=("one",))
+    told = await run("herd", "--url", tropilla.url, "--api-key", "one", "--json")
+    assert msgspec.json.decode(told.output)["object"] == "herd"
+
+
+async def test_where_a_request_would_go(gateway: Serve, doubles: Start, tmp_path: Path) -> None:
+    one, two = await doubles(), await doubles("x")
+    tropilla = await gateway(one, two)
+    body = tmp_path / "request.json"
+    body.write_bytes(msgspec.json.encode(CHAT))
+    told = await run("route", "--url", tropilla.url, str(body))
+    assert told.exit_code == 0, told.output
+    first, second = (line for line in told.output.splitlines() if "http://" in line)
+    assert "->" in first
+    assert one.url in first
+    assert "other model" in second
+    body.write_bytes(b'{"model": "m"}')
+    told = await run("route", "--url", tropilla.url, str(body))
+    assert told.exit_code == 1
+    assert "Missing required parameter: 'messages'" in told.output
+
+
+async def test_nobody_there_and_a_wrong_key(gateway: Serve, doubles: Start, free_port: int) -> None:
+    told = await run("herd", "--url", f"127.0.0.1:{free_port}")
+    assert told.exit_code == 1
+    assert f"No gateway answers at http://127.0.0.1:{free_port}" in told.output
+    tropilla = await gateway(await doubles(), api_keys=("one",))
+    told = await run("herd", "--url", tropilla.url, "--api-key", "two")
+    assert told.exit_code == 1
+    assert "Incorrect API key" in told.output
