@@ -191,17 +191,24 @@ async def _attempt(
         headers = _Headers(lease, asked, spent)
         try:
             if request.stream:
-                await _stream(front, request, stamp, answer, reply, telling, headers)
+                lease.problem = await _stream(
+                    front, request, stamp, answer, reply, telling, headers
+                )
             else:
                 await _whole(front, request, stamp, answer, reply, ids, headers)
         except BaseException:
-            used = asked.usage
-            log.info(
-                "req_%s was not answered to the end; %s read about %d tokens and wrote %d.",
-                origin.unique, upstream.name, used.prompt_tokens, used.completion_tokens,
-            )  # fmt: skip
+            _log_end(origin, lease, asked.usage)
             raise
+    if lease.problem is not None:
+        _log_end(origin, lease, asked.usage)
     return _cached(asked.usage)
+
+
+def _log_end(origin: Origin, lease: Lease, used: Usage) -> None:
+    log.info(
+        "req_%s was not answered to the end; %s read about %d tokens and wrote %d.",
+        origin.unique, lease.upstream.name, used.prompt_tokens, used.completion_tokens,
+    )  # fmt: skip
 
 
 def _prepared(request: Request, lease: Lease) -> tuple[Request, tuple[str, ...]]:
@@ -283,9 +290,10 @@ async def _stream(
     reply: Reply,
     telling: Telling,
     headers: _Headers,
-) -> None:
+) -> Problem | None:
+    """Tell the answer; why it broke off, if it did."""
     feed = front.stream_renderer(request, stamp).feed
-    over = False
+    over, last = False, None
     while not over:
         try:
             batch, alive = await answer.next()
@@ -314,6 +322,7 @@ async def _stream(
         if data:
             await telling.tell(data, headers)
     await reply.end()
+    return last.problem if isinstance(last, Failed) else None
 
 
 async def _whole(

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from conftest import CHAT, Serve, Start
-from doubles.upstream import Double, answers, native_told, streams, told
+from doubles.upstream import Double, answers, breaks, chunk, native_told, refuses, streams, told
 from tropilla.config import Config, ModelConfig, QueueConfig, UpstreamConfig
-from tropilla.herd.pool import Ask
+from tropilla.herd.pool import Ask, Rules
 from tropilla.ir import ProblemError
 from tropilla.templates import Classic
 from tropilla.upstream import fleet as module
@@ -441,3 +441,50 @@ async def test_patience_has_an_end(double: Double, monkeypatch: pytest.MonkeyPat
         assert caught.value.problem.kind == "loading"
     finally:
         await fleet.stop()
+
+
+# What a request finds out about its upstream.
+
+
+async def test_an_upstream_that_dies_in_the_middle_is_looked_at_at_once(
+    gateway: Serve, doubles: Start
+) -> None:
+    one, two = await doubles(), await doubles()
+    one.on(PATH, breaks(chunk("Hello")))
+    two.on(PATH, streams(*told("x")))
+    tropilla = await gateway(one, two)
+    one.health = 503, b'{"error":{"code":503,"message":"Loading model"}}'
+    assert (await tropilla.chat(stream=True)).events[-1] == "[DONE]"
+    await tropilla.until(lambda: tropilla.fleet.upstreams[0].state == "loading")
+    assert (await tropilla.chat()).status == 200
+    assert tropilla.fleet.pool._members[0].deaths == 1
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_errors_in_a_row_take_an_upstream_out(
+    gateway: Serve, doubles: Start, caplog: pytest.LogCaptureFixture, *, stream: bool
+) -> None:
+    bad, good = await doubles(), await doubles()
+    bad.on(PATH, refuses(500, "Out of order.", "server_error"))
+    good.on(PATH, streams(*told("x")))
+    tropilla = await gateway(bad, good)
+    tropilla.fleet.pool.rules = Rules(quarantine_seconds=1000, most_quarantine_seconds=1000)
+    for _ in range(12):
+        assert (await tropilla.chat(stream=stream)).status == 200
+    assert len(bad.requests) == 3
+    assert len(good.requests) == 12
+    assert "has failed several times" in caplog.text
+    assert (await tropilla.ask("GET", "/api/herd")).json["upstreams"][0]["quarantine"] is not None
+
+
+async def test_a_model_that_does_not_do_what_it_has_to_is_no_fault_of_its_server(
+    gateway: Serve, double: Double
+) -> None:
+    double.on(PATH, streams(*told("No.")))
+    tropilla = await gateway(double)
+    tool = {"type": "function", "function": {"name": "look"}}
+    for _ in range(5):
+        answer = await tropilla.chat(tools=[tool], tool_choice="required")
+        assert (answer.status, answer.error["code"]) == (502, "upstream_error")
+    assert (await tropilla.ask("GET", "/api/herd")).json["upstreams"][0]["quarantine"] is None
+    assert len(double.requests) == 5

@@ -148,8 +148,10 @@ class Upstream:
 class Lease:
     """One request's hold on a slot of an upstream."""
 
-    __slots__ = ("blame", "cached", "expected", "name", "served", "template", "there", "upstream",
-                 "waited")  # fmt: skip
+    __slots__ = (
+        "blame", "cached", "expected", "name", "problem", "served", "template", "there",
+        "upstream", "waited",
+    )  # fmt: skip
 
     def __init__(self, upstream: Upstream, model: str | None, assigned: Assign) -> None:
         offers = upstream.offers
@@ -164,6 +166,8 @@ class Lease:
         """Seconds in the queue."""
         self.expected = assigned.expected
         """The part of the prompt that is expected in its cache."""
+        self.problem: Problem | None = None
+        """Why the answer broke off, after some of it was told."""
         self.blame: Blame | None = None
         """What the upstream has done wrong."""
         self.served = False
@@ -412,10 +416,12 @@ class Fleet:
                     raise first  # it would say the same again
                 try:
                     lease.cached = await work(lease)
-                    lease.served = True
+                    if lease.problem is not None:
+                        self._failed_at(lease, lease.problem)
+                    else:
+                        lease.served = True
                 except ProblemError as error:
-                    lease.blame = _blame(error.problem)
-                    self._lost(lease.upstream, error.problem)
+                    self._failed_at(lease, error.problem)
                     again = error.problem.retryable and first is None and not told()
                     if not again or not self.pool.may_retry(self._now()):
                         raise
@@ -485,9 +491,10 @@ class Fleet:
                         self.upstreams[number].name, seconds,
                     )  # fmt: skip
 
-    def _lost(self, upstream: Upstream, problem: Problem) -> None:
-        """A request found this upstream gone, or loading: the state says so until a probe does."""
-        blame = _blame(problem)
+    def _failed_at(self, lease: Lease, problem: Problem) -> None:
+        """Take note of a failure: one that is gone, or loading, is so until a probe says more."""
+        upstream, blame = lease.upstream, _blame(problem)
+        lease.blame = blame
         if blame in {"gone", "died", "loading"} and upstream.state == "ready":
             upstream.state = "loading" if blame == "loading" else "starting"
             upstream.problem = problem
@@ -627,7 +634,9 @@ def _blame(problem: Problem) -> Blame | None:
         return "busy"
     if problem.died:
         return "died"
-    return _BLAMES.get(problem.kind)
+    # A model that does not do what it has to is not its server's fault: another would say the same.
+    its_own = problem.kind == "upstream_failed" and not problem.retryable
+    return None if its_own else _BLAMES.get(problem.kind)
 
 
 def _new(error: ProblemError) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tropilla.dialects import _formats
 from tropilla.dialects._fields import Fields, invalid, missing, wrong_type
-from tropilla.dialects._names import check_name
+from tropilla.dialects._names import check_name, read_mode
 from tropilla.dialects.openai_chat.names import NAME
 from tropilla.ir import (
     Chat,
@@ -195,19 +195,10 @@ def parse_choice(value: Json, tools: tuple[Tool, ...]) -> ToolChoice | None:
 
 
 def _parse_choice(value: Json) -> ToolChoice | None:
-    match value:
-        case None:
-            return None
-        case "none" | "auto" | "required":
-            return ToolChoice(mode=value)
-        case str():
-            raise invalid(
-                "tool_choice", f"'{value}'. Supported values are: 'none', 'auto', and 'required'."
-            )
-        case dict():
-            pass
-        case _:
-            raise wrong_type("tool_choice", "a string or an object", value)
+    if value is None:
+        return None
+    if (said := read_mode(value)) is not None:
+        return said
     fields = Fields(value, "tool_choice")
     kind = fields.choice("type", (*_KINDS, "allowed_tools"))
     if kind is None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from tropilla.dialects import _formats
-from tropilla.dialects._fields import Fields, invalid, missing, wrong_type
-from tropilla.dialects._names import check_name
+from tropilla.dialects._fields import Fields, invalid, missing
+from tropilla.dialects._names import check_name, read_mode
 from tropilla.ir import Chat, Json, JsonObject, Malformed, Tool, ToolChoice
 
 _KINDS = ("function", "custom")
@@ -76,19 +76,10 @@ def parse_choice(value: Json, offered: list[Json], tools: tuple[Tool, ...]) -> T
 
 
 def _parse_choice(value: Json) -> ToolChoice | None:
-    match value:
-        case None:
-            return None
-        case "none" | "auto" | "required":
-            return ToolChoice(mode=value)
-        case str():
-            raise invalid(
-                "tool_choice", f"'{value}'. Supported values are: 'none', 'auto', and 'required'."
-            )
-        case dict():
-            pass
-        case _:
-            raise wrong_type("tool_choice", "a string or an object", value)
+    if value is None:
+        return None
+    if (said := read_mode(value)) is not None:
+        return said
     fields = Fields(value, "tool_choice")
     if fields.rest.get("type") != "allowed_tools":
         return ToolChoice(mode="required", only=(_name(fields),))
