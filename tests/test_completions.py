@@ -130,7 +130,7 @@ async def events_of(url: str, back: str, **fields: Any) -> list[Event]:
     try:
         async with asked(upstream, named(back), request, extras=False) as answer:
             while not told or not isinstance(told[-1], Finished | Failed):
-                told += (await answer.next())[0]
+                told += await answer.next()
     finally:
         await link.close()
     return told

@@ -500,7 +500,7 @@ async def test_an_answer_that_fails_tells_what_it_took(double: Double) -> None:
         async with counting.Counted(asked, lease.upstream, request) as answer:
             told: list[ir.Event] = []
             while not told or not isinstance(told[-1], ir.Failed):
-                told += (await answer.next())[0]
+                told += await answer.next()
                 used = answer.usage
     await fleet.stop()
     assert used == Usage(prompt_tokens=6, completion_tokens=2, extras={"estimated": True})

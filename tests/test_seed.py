@@ -232,7 +232,9 @@ def check_fields(answer: Any, page: Any) -> None:
 
 def data_of(lines: list[bytes]) -> list[Any]:
     """The data of a stream, line by line; `iter_lines` loses an empty one now and then."""
-    return [msgspec.json.decode(line.removeprefix(b"data: ")) for line in lines if line]
+    told = [line for line in lines if line]
+    assert all(line.startswith(b"data: ") for line in told), told
+    return [msgspec.json.decode(line.removeprefix(b"data: ")) for line in told]
 
 
 # To the script.

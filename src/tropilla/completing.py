@@ -126,10 +126,10 @@ class _Nothing:
     ) -> None:
         pass
 
-    async def next(self) -> tuple[list[Event], bool]:
+    async def next(self) -> list[Event]:
         """All of it."""
         ends = [ChoiceEnded(choice=choice, reason="length") for choice in range(self._choices)]
-        return [Started(), *ends, Finished()], False
+        return [Started(), *ends, Finished()]
 
 
 class _Around:
@@ -167,10 +167,9 @@ class _Around:
         if self._entered:
             await self._answer.__aexit__(kind, error, trace)
 
-    async def next(self) -> tuple[list[Event], bool]:
+    async def next(self) -> list[Event]:
         """As the exchange's own."""
-        events, alive = await self._answer.next()
-        return self._told(events), alive
+        return self._told(await self._answer.next())
 
     def _told(self, events: list[Event]) -> list[Event]:
         raise NotImplementedError
@@ -321,7 +320,7 @@ class _Echo(_Around):
         finally:
             await super().__aexit__(kind, error, trace)
 
-    async def next(self) -> tuple[list[Event], bool]:
+    async def next(self) -> list[Event]:
         """As the exchange's own."""
         if self._scoring is not None:
             try:
@@ -329,8 +328,8 @@ class _Echo(_Around):
                     self._scoring = None
                     await self._enter()
             except ProblemError as error:
-                return [Failed(problem=error.problem)], False
-            return [], True
+                return [Failed(problem=error.problem)]
+            return []
         return await super().next()
 
     def _told(self, events: list[Event]) -> list[Event]:

@@ -106,11 +106,11 @@ class Counted:
         if not self._left:
             await self._asked.__aexit__(kind, error, trace)
 
-    async def next(self) -> tuple[list[Event], bool]:
+    async def next(self) -> list[Event]:
         """As the exchange's own."""
         if self._end is not None:
-            return [await self._told(self._end)], False
-        batch, alive = await self._asked.next()
+            return [await self._told(self._end)]
+        batch = await self._asked.next()
         self._said.note(batch)
         match batch[-1:]:
             case [Failed() as end]:
@@ -122,10 +122,10 @@ class Counted:
                 self._end = end
                 self._left = True
                 await self._asked.__aexit__(None, None, None)
-                return batch[:-1], False
+                return batch[:-1]
             case [Finished(usage=usage)]:
                 self.told = usage
-        return batch, alive
+        return batch
 
     def _lacks(self, usage: Usage | None) -> bool:
         """Whether a usage does not tell all: no server tells how much of an answer was thought."""

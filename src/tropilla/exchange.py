@@ -78,8 +78,8 @@ class Exchange(Protocol):
     ) -> None:
         """Give up what is not complete."""
 
-    async def next(self) -> tuple[list[Event], bool]:
-        """The events of the next piece; and whether the upstream said that it lives."""
+    async def next(self) -> list[Event]:
+        """The events of the next piece: often none."""
 
 
 def exchange(upstream: Upstream, back: Dialect, request: Request, *, extras: bool) -> Exchange:
@@ -212,16 +212,16 @@ class _Single:
             await self._answer.finish()
         await self._stack.aclose()
 
-    async def next(self) -> tuple[list[Event], bool]:
-        events, alive = await self._next()
+    async def next(self) -> list[Event]:
+        events = await self._next()
         if self._stops is not None:
             events = self._stops.feed(events)
         if self._held is not None:
             events = self._held.feed(events)
         self._over = bool(events) and isinstance(events[-1], Finished | Failed)
-        return events, alive
+        return events
 
-    async def _next(self) -> tuple[list[Event], bool]:
+    async def _next(self) -> list[Event]:
         answer = self._answer
         assert answer is not None, "an exchange is entered before it is read"  # noqa: S101
         try:
@@ -230,17 +230,16 @@ class _Single:
                 body = decode(await answer.whole())
                 _check(body, self._back)
                 told = self._back.parse_answer(body, self._request)
-                return list(ir.unfold(told, extras=self._extras)), False
+                return list(ir.unfold(told, extras=self._extras))
             piece, self._first = self._first or await answer.read(), b""
             if piece:
-                frames = self._framer.feed(piece)
-                return self._parser.feed(frames), bool(frames)
-            return self._parser.feed(self._framer.end()) + self._parser.end(), False
+                return self._parser.feed(self._framer.feed(piece))
+            return self._parser.feed(self._framer.end()) + self._parser.end()
         except Malformed as error:
             problem = Problem(kind="upstream_failed", message=error.problem.message, retryable=True)
         except ProblemError as error:
             problem = error.problem
-        return self._parser.abort(problem), False
+        return self._parser.abort(problem)
 
 
 def _streams(answer: Incoming) -> bool:
@@ -290,8 +289,8 @@ class _Several:
     ) -> None:
         await self._parts[self._now].__aexit__(kind, error, trace)
 
-    async def next(self) -> tuple[list[Event], bool]:
-        batch, alive = await self._parts[self._now].next()
+    async def next(self) -> list[Event]:
+        batch = await self._parts[self._now].next()
         events = [_renumbered(event, self._now) for event in batch]
         if self._now:
             events = [event for event in events if not isinstance(event, Started)]
@@ -300,11 +299,11 @@ class _Several:
                 self._usages.append(end.usage)
             if self._now + 1 < len(self._parts):
                 events.pop()
-                return events + await self._go_on(), True
+                return events + await self._go_on()
             whole = len(self._usages) == len(self._parts)
             usage = sum_usages(self._usages, self._n) if whole else None
             events[-1] = msgspec.structs.replace(end, usage=usage)
-        return events, alive
+        return events
 
     async def _go_on(self) -> list[Event]:
         part = self._parts[self._now]

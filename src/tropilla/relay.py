@@ -296,7 +296,7 @@ async def _stream(
     over, last = False, None
     while not over:
         try:
-            batch, alive = await answer.next()
+            batch = await answer.next()
         except CancelledError:
             if telling.told:
                 # A client that has left does not hear this; it is for the end of the gateway.
@@ -304,8 +304,6 @@ async def _stream(
                 await reply.end()
             raise
         if not batch:
-            if alive:
-                await telling.live(headers)
             continue
         if not telling.told:
             headers.heard()
@@ -336,8 +334,7 @@ async def _whole(
 ) -> None:
     told: list[Event] = []
     while not told or not isinstance(told[-1], ir.Finished | Failed):
-        batch, _ = await answer.next()
-        told += batch
+        told += await answer.next()
     headers.heard()
     folded = ir.fold(told)
     if ids:

@@ -74,10 +74,6 @@ class Telling:
         self.told = True
         await self._send(data, headers)
 
-    async def live(self, headers: Callable[[], Mapping[str, str]]) -> None:
-        """The upstream has shown that it lives, and the client may know."""
-        await self._send(self._front.PING, headers)
-
     async def fail(self, problem: Problem, stamp: Stamp) -> None:
         """Tell in the stream that there will be no answer; only for one that was not begun."""
         renderer = self._front.stream_renderer(self._request, stamp)
