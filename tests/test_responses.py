@@ -419,7 +419,7 @@ async def test_a_response_that_its_client_left_is_not_kept(gateway: Serve, doubl
 class Listener:
     """A client that looks for its response as soon as it hears of its end."""
 
-    started = False
+    started = ended = False
 
     def __init__(self, kept: Responses) -> None:
         self._kept = kept

@@ -30,6 +30,7 @@ from tropilla.dialects import Dialect, Stamp
 from tropilla.dialects._ages import chat_tells
 from tropilla.dialects._openai import decode
 from tropilla.exchange import Exchange
+from tropilla.failover import Joint
 from tropilla.herd.affinity import blocks
 from tropilla.herd.balance import Ability
 from tropilla.herd.pool import Ask
@@ -90,34 +91,39 @@ async def generate(
         )
     ask = ask_of(request, origin, alone=len(fleet.upstreams) == 1)
     ticket = Ticket()
+    joint = Joint(request, wanted=fleet.failover)
     telling = Telling(front, request, reply, lambda: fleet.place(ticket))
 
     async def work(lease: Lease) -> float | None:
         try:
-            return await _attempt(front, request, origin, lease, reply, telling)
+            return await _attempt(front, request, origin, lease, reply, telling, joint)
         except ProblemError as error:
             if telling.told or not _minds_options(lease.upstream, error.problem):
                 raise
-        return await _attempt(front, request, origin, lease, reply, telling)
+        return await _attempt(front, request, origin, lease, reply, telling, joint)
+
+    def told() -> bool:
+        return telling.told and joint.problem is None
 
     if not request.stream:
         await fleet.serve(ask, work, told=lambda: False)
         return
     with telling:
         try:
-            await fleet.serve(ask, work, told=lambda: telling.told, ticket=ticket)
+            await fleet.serve(ask, work, told=told, hurries=lambda: joint.waits, ticket=ticket)
         except ProblemError as error:
             problem = error.problem
         except CancelledError:
-            if reply.started and not telling.told:
+            if reply.started and not reply.ended:
                 # A client that has left does not hear this; it is for the end of the gateway.
-                await telling.fail(_ENDED, _stamp(request, origin))
+                await telling.fail([Failed(problem=_ENDED)], _stamp(request, origin))
             raise
         else:
             return
         if not reply.started:
             raise ProblemError(problem)
-        await telling.fail(problem, _stamp(request, origin))
+        end = [Failed(problem=problem)] if joint.problem is None else joint.failed()
+        await telling.fail(end, _stamp(request, origin))
 
 
 def ask_of(request: Request, origin: Origin, *, alone: bool = False) -> Ask:
@@ -177,11 +183,14 @@ async def _attempt(
     lease: Lease,
     reply: Reply,
     telling: Telling,
+    joint: Joint,
 ) -> float | None:
     """Have one upstream answer; the part of the prompt that it had in its cache, if it tells."""
     upstream, traits = lease.upstream, lease.upstream.traits
     stamp = _stamp(request, origin, lease)
     wanted, lost = _prepared(request, lease)
+    if joint.problem is not None:
+        wanted = await _going_on(wanted, upstream, joint)
     back = _back_for(wanted, traits)
     asked = asking(upstream, back, wanted, extras=back.NAME == front.NAME)
     asked.dropped = (*lost, *asked.dropped)
@@ -191,9 +200,7 @@ async def _attempt(
         headers = _Headers(lease, asked, spent)
         try:
             if request.stream:
-                lease.problem = await _stream(
-                    front, request, stamp, answer, reply, telling, headers
-                )
+                lease.problem = await _stream(stamp, answer, reply, telling, headers, joint)
             else:
                 await _whole(front, request, stamp, answer, reply, ids, headers)
         except BaseException:
@@ -202,6 +209,27 @@ async def _attempt(
     if lease.problem is not None:
         _log_end(origin, lease, asked.usage)
     return _cached(asked.usage)
+
+
+async def _going_on(wanted: Request, upstream: Upstream, joint: Joint) -> Request:
+    """The rest of an answer that broke off.
+
+    Raises:
+        ProblemError: this upstream cannot go on with it.
+    """
+    if not joint.may_go_on(upstream.traits, wanted):
+        raise ProblemError(_NOT_HERE)
+    match wanted.input:
+        case ir.Completion(prompts=(str(prompt),)):
+            return joint.go_on(wanted, prompt)
+    wire = dialects.named("openai_chat").render_request(wanted, upstream.traits)
+    told = (await _asked(upstream, "/apply-template", wire.body)).get("prompt")
+    if type(told) is not str:
+        raise ProblemError(_NOT_HERE)
+    return joint.go_on(wanted, told)
+
+
+_NOT_HERE = Problem(kind="unsupported", message="This upstream cannot go on with a text.")
 
 
 def _log_end(origin: Origin, lease: Lease, used: Usage) -> None:
@@ -283,32 +311,30 @@ class _Headers:
 
 
 async def _stream(
-    front: Dialect,
-    request: Request,
     stamp: Stamp,
     answer: Exchange,
     reply: Reply,
     telling: Telling,
     headers: _Headers,
+    joint: Joint,
 ) -> Problem | None:
-    """Tell the answer; why it broke off, if it did."""
-    feed = front.stream_renderer(request, stamp).feed
+    """Tell the answer; why it broke off, if it did.
+
+    Raises:
+        ProblemError: nothing was told yet; or another upstream can go on.
+    """
+    feed = telling.renderer(stamp).feed
     over, last = False, None
     while not over:
-        try:
-            batch = await answer.next()
-        except CancelledError:
-            if telling.told:
-                # A client that has left does not hear this; it is for the end of the gateway.
-                await telling.tell(feed(Failed(problem=_ENDED)), headers)
-                await reply.end()
-            raise
+        batch = await answer.next()
         if not batch:
             continue
         if not telling.told:
             headers.heard()
         last = batch[-1]
         over = isinstance(last, ir.Finished | Failed)
+        if telling.told or not over:
+            batch = joint.joined(batch)
         if isinstance(last, Failed) and not telling.told:
             raise ProblemError(last.problem)
         try:
@@ -319,6 +345,8 @@ async def _stream(
             over, data = True, feed(Failed(problem=_TOO_DEEP))
         if data:
             await telling.tell(data, headers)
+        if over and joint.problem is not None and joint.waits:
+            raise ProblemError(joint.problem)
     await reply.end()
     return last.problem if isinstance(last, Failed) else None
 

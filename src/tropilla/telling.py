@@ -9,13 +9,13 @@ the stream.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Protocol, Self
 
-from tropilla.dialects import Dialect, Stamp
-from tropilla.ir import Failed, Problem, Request
+from tropilla.dialects import Dialect, Stamp, StreamRenderer
+from tropilla.ir import Event, Request
 
 SILENCE_SECONDS = 10.0
 """The longest that a client hears nothing of its stream."""
@@ -29,6 +29,10 @@ class Reply(Protocol):
     @property
     def started(self) -> bool:
         """Whether a byte has been sent: from then on there is no other status."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether all has been sent."""
 
     async def start(self, status: int, content_type: str, headers: Mapping[str, str]) -> None:
         """Send the head."""
@@ -58,6 +62,7 @@ class Telling:
         self._last = monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._sign: asyncio.Task[None] | None = None
+        self._renderer: StreamRenderer | None = None
 
     def __enter__(self) -> Self:
         self._look_again()
@@ -74,10 +79,16 @@ class Telling:
         self.told = True
         await self._send(data, headers)
 
-    async def fail(self, problem: Problem, stamp: Stamp) -> None:
-        """Tell in the stream that there will be no answer; only for one that was not begun."""
-        renderer = self._front.stream_renderer(self._request, stamp)
-        await self._send(renderer.feed(Failed(problem=problem)), dict)
+    def renderer(self, stamp: Stamp) -> StreamRenderer:
+        """The one renderer of this stream, whoever answers; a new one while nothing was told."""
+        if self._renderer is None or not self.told:
+            self._renderer = self._front.stream_renderer(self._request, stamp)
+        return self._renderer
+
+    async def fail(self, end: Sequence[Event], stamp: Stamp) -> None:
+        """Tell in the stream that there will be no answer, or no more of it."""
+        feed = self.renderer(stamp).feed
+        await self._send(b"".join([feed(event) for event in end]), dict)
         await self._reply.end()
 
     async def _send(self, data: bytes, headers: Callable[[], Mapping[str, str]]) -> None:

@@ -18,7 +18,9 @@ class Valve:
     def __init__(self, url: str) -> None:
         self.to = urlsplit(url)
         self.after_first: Literal["go on", "hold", "cut"] = "go on"
-        """What happens to an answer when its first event has passed."""
+        """What happens to an answer when its first events have passed."""
+        self.passing = 1
+        """How many that are."""
         self.holds = asyncio.Event()
         """Set when an answer is held."""
         self.left = asyncio.Event()
@@ -104,14 +106,18 @@ class _Far(_End):
         near = cast("_Near", self.other)
         if near.held:
             return
-        self._said = self._said[-4096:] + data
-        begin = self._said.find(b"data: ")
-        end = self._said.find(b"\n\n", begin)
-        if self.valve.after_first == "go on" or begin < 0 or end < 0:
+        if self.valve.after_first == "go on":
             near.write(data)
             return
-        # The pieces before are out: the rest of the first event, and no more.
-        near.write(data[: max(0, len(data) - (len(self._said) - end - 2))])
+        self._said += data
+        end = self._said.find(b"data: ")
+        for _ in range(self.valve.passing):
+            end = self._said.find(b"\n\n", end) + 2 if end > 1 else end
+        if end < 2:
+            near.write(data)
+            return
+        # The pieces before are out: the rest of these events, and no more.
+        near.write(data[: max(0, len(data) - (len(self._said) - end))])
         if self.valve.after_first == "hold":
             near.held = True
             self.valve.holds.set()

@@ -249,6 +249,15 @@ def test_rule_8_who_waits_too_long_is_told() -> None:
     assert pool.waiting == 0
 
 
+def test_rule_8_who_does_not_wait_is_told_at_once() -> None:
+    pool = herd(seen(1))
+    pool.on_request(1, ASK, 0.0)
+    hurried = Ask(model="m", waits=False)
+    assert refused(pool.on_request(2, hurried, 0.0)) == {2: "unavailable"}
+    pool.on_done(1, 0.0)
+    assert given_to(pool.on_request(3, hurried, 0.0)) == {3: 0}
+
+
 def test_rule_9_keys_take_turns() -> None:
     pool = herd(seen(1))
     pool.on_request(0, Ask(model="m", key="flood"), 0.0)

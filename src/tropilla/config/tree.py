@@ -137,6 +137,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Relay the routes that change or expose a server."""
     allow_grammar: bool = True
     """Pass on a client's own grammar; without, JSON Schemas alone: those are checked here."""
+    failover: bool = True
+    """A stream whose server breaks off goes on from another one, where it is plain text."""
     drain: Annotated[float, Meta(ge=0, le=86400)] = 30.0
     """How long open answers may go on, in seconds, once the gateway is asked to end."""
     max_body: Annotated[int, Meta(ge=1, le=2**40)] = 32 * 1024 * 1024

@@ -54,6 +54,8 @@ class Ask(Value, frozen=True, kw_only=True):
     """A fingerprint of what is asked; 0 is none."""
     avoid: frozenset[int] = frozenset()
     """Upstreams that have failed it."""
+    waits: bool = True
+    """Whether it waits for a slot, or does without."""
     since: float | None = None
     """When it first came, if it comes again."""
 
@@ -263,6 +265,8 @@ class Pool:
             return [self._assign(request, ask, choice.index, now, now)]
         why = choice.otherwise
         if why == "queue" or why == "wait":  # noqa: PLR1714 - mypy narrows by these
+            if not ask.waits:
+                return [Reject(request=request, why="unavailable")]
             return self._queue(request, ask, now, full=why == "queue")
         return [Reject(request=request, why=why)]
 

@@ -251,6 +251,10 @@ class _Keeping:
     def started(self) -> bool:
         return self._reply.started
 
+    @property
+    def ended(self) -> bool:
+        return self._reply.ended
+
     async def start(self, status: int, content_type: str, headers: Mapping[str, str]) -> None:
         await self._reply.start(status, content_type, headers)
 

@@ -239,6 +239,8 @@ class Fleet:
             Rules(queue=queue.size, queue_seconds=queue.seconds, patience_seconds=PATIENCE_SECONDS)
         )
         self.upstreams: list[Upstream] = []
+        self.failover = config.failover
+        """Whether a stream may go on from another upstream."""
 
     async def start(self) -> None:
         """Begin to look for the upstreams; returns at once."""
@@ -398,12 +400,14 @@ class Fleet:
         work: Callable[[Lease], Awaitable[float | None]],
         *,
         told: Callable[[], bool],
+        hurries: Callable[[], bool] = lambda: False,
         ticket: Ticket | None = None,
     ) -> None:
         """Have an upstream do a piece of work, and another one if it fails.
 
-        It is tried once more, and only before the client was `told` anything. `work` gives the
-        part of the prompt that was in the upstream's cache, if it knows.
+        It is tried once more, and only before the client was `told` anything; where it `hurries`,
+        only on another upstream that has a free slot now. `work` gives the part of the prompt that
+        was in the upstream's cache, if it knows.
 
         Raises:
             ProblemError: nobody serves this model, or nobody can now; or the work has failed.
@@ -412,7 +416,8 @@ class Fleet:
         since = self._now()
         while True:
             async with self.lease(ask, ticket) as lease:
-                if first is not None and lease.upstream.number in ask.avoid and not _new(first):
+                again = first is not None and lease.upstream.number in ask.avoid
+                if first is not None and again and not (ask.waits and _new(first)):
                     raise first  # it would say the same again
                 try:
                     lease.cached = await work(lease)
@@ -429,7 +434,7 @@ class Fleet:
                 else:
                     return
             avoid = frozenset({lease.upstream.number})
-            ask = msgspec.structs.replace(ask, avoid=avoid, since=since)
+            ask = msgspec.structs.replace(ask, avoid=avoid, since=since, waits=not hurries())
 
     @asynccontextmanager
     async def lease(self, ask: Ask, ticket: Ticket | None = None) -> AsyncIterator[Lease]:
