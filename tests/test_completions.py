@@ -18,8 +18,8 @@ from test_openai_upstreams import FORMS, Servers, at, servers
 from tropilla.completing import asked
 from tropilla.dialects import named
 from tropilla.ir import Event, Failed, Finished, PartDelta, PartStarted, Traits
-from tropilla.upstream.fleet import Upstream
 from tropilla.upstream.http import Link
+from tropilla.upstream.member import Upstream
 
 __all__ = ["servers"]  # a fixture
 

@@ -35,7 +35,7 @@ from tropilla.ir import (
     Usage,
 )
 from tropilla.scoring import Scored, Scoring
-from tropilla.upstream.fleet import Upstream
+from tropilla.upstream.member import Upstream
 
 
 class Asked(Exchange, Protocol):

@@ -51,7 +51,7 @@ from tropilla.ir import (
     Traits,
     Usage,
 )
-from tropilla.upstream.fleet import Upstream
+from tropilla.upstream.member import Upstream
 
 SECONDS = 2.0
 """How long counting may take."""

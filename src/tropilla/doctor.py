@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from tropilla.config import Config
 from tropilla.ir import Problem, ProblemError, Traits, Value
-from tropilla.upstream.fleet import Upstream, upstreams_of
+from tropilla.upstream.member import Upstream, upstreams_of
 from tropilla.upstream.probe import kind_of, probe
 
 _SECONDS = 15.0

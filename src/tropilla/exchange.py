@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from time import monotonic
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -18,7 +19,7 @@ import msgspec
 from tropilla import calls, ir
 from tropilla.dialects import Dialect
 from tropilla.dialects._openai import decode, sum_usages
-from tropilla.framing import SseFramer
+from tropilla.framing import COMMENT, Frame, SseFramer
 from tropilla.ir import (
     Completion,
     Event,
@@ -35,8 +36,9 @@ from tropilla.ir import (
     Usage,
 )
 from tropilla.stops import Stops
-from tropilla.upstream.fleet import BUSY_CODE, Upstream
+from tropilla.upstream.fleet import BUSY_CODE
 from tropilla.upstream.http import Incoming
+from tropilla.upstream.member import Upstream
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -207,10 +209,16 @@ class _Single:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._upstream.heard.pop(self, None)
         cut = any(one is not None and one.hit for one in (self._stops, self._held))
         if self._over and not cut and kind is None and self._answer is not None:
             await self._answer.finish()
         await self._stack.aclose()
+
+    def give_up(self) -> None:
+        """The upstream is dead, though its connection is not."""
+        if self._answer is not None:
+            self._answer.give_up()
 
     async def next(self) -> list[Event]:
         events = await self._next()
@@ -231,15 +239,23 @@ class _Single:
                 _check(body, self._back)
                 told = self._back.parse_answer(body, self._request)
                 return list(ir.unfold(told, extras=self._extras))
+            # Silence counts only while it is listened to: a slow client is not a dead upstream.
+            self._upstream.heard[self] = monotonic()
             piece, self._first = self._first or await answer.read(), b""
+            frames = self._framer.feed(piece)
+            self._upstream.hears(self, monotonic(), pinged=_is_ping(frames))
             if piece:
-                return self._parser.feed(self._framer.feed(piece))
+                return self._parser.feed(frames)
             return self._parser.feed(self._framer.end()) + self._parser.end()
         except Malformed as error:
             problem = Problem(kind="upstream_failed", message=error.problem.message, retryable=True)
         except ProblemError as error:
             problem = error.problem
         return self._parser.abort(problem)
+
+
+def _is_ping(frames: list[Frame]) -> bool:
+    return len(frames) == 1 and frames[0].event == COMMENT
 
 
 def _streams(answer: Incoming) -> bool:

@@ -25,7 +25,8 @@ from tropilla.exchange import BUSY, BUSY_SECONDS, QUEUES
 from tropilla.herd.pool import Ask
 from tropilla.ir import Json, Malformed, Problem, ProblemError, UpstreamDialect, Usage
 from tropilla.measures import Counted, Measure
-from tropilla.upstream.fleet import Fleet, Lease, Upstream
+from tropilla.upstream.fleet import Fleet, Lease
+from tropilla.upstream.member import Upstream
 
 _JSON = {"Content-Type": "application/json"}
 _BACKS: dict[UpstreamDialect, str] = {

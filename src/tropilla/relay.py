@@ -49,7 +49,8 @@ from tropilla.ir import (
 )
 from tropilla.telling import Reply, Telling
 from tropilla.templates import Classic, Template, flatten
-from tropilla.upstream.fleet import Fleet, Lease, Ticket, Upstream
+from tropilla.upstream.fleet import Fleet, Lease, Ticket
+from tropilla.upstream.member import Upstream
 
 log = logging.getLogger("tropilla")
 

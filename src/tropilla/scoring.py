@@ -27,7 +27,7 @@ from tropilla.ir import (
     Request,
     TokenLogprob,
 )
-from tropilla.upstream.fleet import Upstream
+from tropilla.upstream.member import Upstream
 
 EXACT = 4364
 """The build since which probabilities are told as they were before sampling (#10783)."""

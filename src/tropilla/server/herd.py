@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tropilla.herd.pool import Ask
 from tropilla.ir import JsonObject
-from tropilla.upstream.fleet import Fleet, Upstream
+from tropilla.upstream.fleet import Fleet
+from tropilla.upstream.member import Upstream
 from tropilla.upstream.probe import kind_of
 
 

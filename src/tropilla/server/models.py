@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from tropilla.herd.balance import State
 from tropilla.ir import Json, JsonObject
-from tropilla.upstream.fleet import Fleet, Upstream
+from tropilla.upstream.fleet import Fleet
+from tropilla.upstream.member import Upstream
 
 _STATUS: dict[State, JsonObject] = {
     "ready": {"value": "loaded"},

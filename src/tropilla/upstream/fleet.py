@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import NamedTuple
+from time import monotonic
 
 import msgspec
 
-from tropilla.config import Config, EngineConfig, UpstreamConfig
-from tropilla.dialects import afs
+from tropilla.config import Config, EngineConfig
 from tropilla.herd.balance import Ability, Candidate, State
 from tropilla.herd.pool import (
     Ask,
@@ -30,14 +29,13 @@ from tropilla.herd.pool import (
     Reason,
     Reject,
     Rules,
-    Seen,
     Why,
 )
 from tropilla.ir import Problem, ProblemError, ProblemKind, Traits, UpstreamDialect
-from tropilla.templates import Template
 from tropilla.upstream.engine import Engine, EngineOptions, EngineProblem, EngineState
 from tropilla.upstream.http import Link
-from tropilla.upstream.probe import Asked, busy_slots, probe
+from tropilla.upstream.member import Offer, Upstream, upstreams_of
+from tropilla.upstream.probe import NO_LIFE, busy_slots, probe
 
 PATIENCE_SECONDS = 10.0
 """How long a request waits for an upstream that is starting."""
@@ -50,99 +48,13 @@ _RETRY_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6, 2.0)
 _HOPEFUL_TRIES = 4
 """Failed probes after which an upstream is no longer starting, but down."""
 
+_DEAD_PROBES = 3
+"""Probes in a row without a sign of life after which nothing more is expected."""
+
 _TICK_SECONDS = 0.2
 """How often the pool is told that time goes by."""
 
-_ABILITIES: tuple[Ability, ...] = ("tools", "vision", "audio", "infill", "embeddings", "rerank")
-
 log = logging.getLogger("tropilla")
-
-
-class Offer(NamedTuple):
-    """One model of one upstream, as the config has it."""
-
-    there: str | None = None
-    """Its name there; `None` if the config does not say."""
-    name: str | None = None
-    """Its first name here, of which an alias is another."""
-    template: Template | None = None
-    weight: float = 1.0
-
-
-class Upstream:
-    """One server: how to reach it, what it is, how it is."""
-
-    def __init__(
-        self,
-        link: Link,
-        name: str,
-        *,
-        dialect: Asked = "auto",
-        offer: Offer | None = None,
-        ours: bool = False,
-        slots: int | None = None,
-    ) -> None:
-        self.number = 0
-        """What the pool calls it."""
-        self.link = link
-        self.name = name
-        self.dialect = dialect
-        self.ours = ours
-        """Whether it is ours to start again: then it is never down, only starting."""
-        self.slots = slots
-        """The most that it may be given at once, where the config says so."""
-        self.named: dict[str, Offer] = {}
-        """What it serves by the config."""
-        self.found = offer
-        """How it serves what it says itself that it has; `None` where only the config counts."""
-        self.offers = self.named
-        """Every name by which a client can ask for a model of it."""
-        self.lacks: frozenset[Ability] = frozenset()
-        """What it certainly cannot do."""
-        self.traits = Traits()
-        self.state: State = "starting"
-        self.problem: Problem | None = None
-        self.leases = 0
-        self.max_scored_tokens = 0
-        """How long a prompt may be whose probabilities it is asked for."""
-        self.tells_busy = True
-        """Whether it says how many of its slots are at work (llama.cpp's `/slots`)."""
-        self.recheck = asyncio.Event()
-        self.doubted = False
-
-    def doubt(self) -> None:
-        """It has not what it was believed to have: what it is now, a probe tells at once."""
-        self.doubted = True
-        self.recheck.set()
-
-    def learn(self, traits: Traits) -> None:
-        """Take what a probe has found."""
-        self.traits = traits
-        lacks: set[Ability] = {one for one in _ABILITIES if getattr(traits, one) is False}
-        self.lacks = frozenset(lacks if traits.llamacpp else lacks | {"native"})
-        if self.found is not None:
-            found = {name: self.found._replace(there=name) for name in traits.models}
-            self.offers = found | self.named
-
-    def there(self, name: str) -> str | None:
-        """What a model that is offered here is called there."""
-        offer, models = self.offers[name], self.traits.models
-        name = offer.name or name
-        if offer.there is not None or name in models or self.traits.router:
-            return offer.there or name
-        # A llama-server has one model, whatever it is asked for.
-        return next(iter(models), name) if self.traits.llamacpp else name
-
-    def seen(self, busy: int | None) -> Seen:
-        """What the pool is told of it."""
-        told, own = self.traits.slots, self.slots
-        return Seen(
-            state=self.state,
-            models={name: offer.weight for name, offer in self.offers.items()},
-            lacks=self.lacks,
-            slots=told if own is None else own if told is None else min(own, told),
-            busy=busy,
-        )
 
 
 class Lease:
@@ -182,35 +94,6 @@ class Ticket:
     request = 0
 
 
-def upstreams_of(config: Config) -> Iterator[Upstream]:
-    """The servers of a config, each once, with what it serves."""
-    made: dict[tuple[object, ...], Upstream] = {}
-    for one in config.upstreams:
-        upstream = _once(made, one)
-        upstream.found = Offer(template=one.template or config.template, weight=one.weight)
-    for name, model in config.models.items():
-        for one in model.upstreams:
-            template = one.template or model.template or config.template
-            upstream = _once(made, one)
-            for known in (name, *model.aliases):
-                upstream.named[known] = Offer(one.model, name, template, one.weight)
-    yield from made.values()
-
-
-def _once(made: dict[tuple[object, ...], Upstream], one: UpstreamConfig) -> Upstream:
-    key = (one.url, one.dialect, one.api_key, *sorted(one.headers.items()))
-    if key not in made:
-        dialect = afs.dialect_at(one.url) or one.dialect if one.dialect == "auto" else one.dialect
-        shown: dict[str, str] = {}
-        if dialect == "afs":
-            shown = afs.credentials(one.url, one.api_key)
-        elif one.api_key:
-            shown = {"Authorization": f"Bearer {one.api_key}"}
-        link = Link(one.url, headers=shown | one.headers, timeouts=one.timeouts)
-        made[key] = Upstream(link, link.url, dialect=dialect, slots=one.slots)
-    return made[key]
-
-
 class Fleet:
     """All upstreams of a gateway.
 
@@ -239,6 +122,8 @@ class Fleet:
             Rules(queue=queue.size, queue_seconds=queue.seconds, patience_seconds=PATIENCE_SECONDS)
         )
         self.upstreams: list[Upstream] = []
+        self.looks = 0
+        """How often it was looked who is silent."""
         self.failover = config.failover
         """Whether a stream may go on from another upstream."""
 
@@ -281,6 +166,12 @@ class Fleet:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             self._do(self.pool.on_tick(self._now()))
+            for upstream in self.upstreams:
+                for one in upstream.silent(monotonic()):
+                    log.warning("%s is dead: three signs of life did not come.", upstream.name)
+                    upstream.heard.pop(one)
+                    one.give_up()
+            self.looks += 1
 
     @staticmethod
     def _now() -> float:
@@ -330,6 +221,9 @@ class Fleet:
             except ProblemError as error:
                 failures += 1
                 self._failed(upstream, error.problem, failures)
+                if error.problem.code == NO_LIFE and failures >= _DEAD_PROBES:
+                    # Whoever waits for it still would wait for long.
+                    await upstream.link.close()
             pause = (
                 _CHECK_SECONDS[upstream.traits.dialect]
                 if upstream.state == "ready"
@@ -356,7 +250,10 @@ class Fleet:
         """How many of its slots are at work, for whomever."""
         if not upstream.tells_busy:
             return None
-        busy = await busy_slots(upstream.link)
+        try:
+            busy = await busy_slots(upstream.link)
+        except ProblemError:
+            return None  # it has no time to say so
         upstream.tells_busy = busy is not None
         return busy
 

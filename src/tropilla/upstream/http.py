@@ -48,12 +48,13 @@ def _in_pieces(body: bytes | None) -> bytes | io.BytesIO | None:
 class Incoming:
     """An answer on its way: its head, and its body piece by piece."""
 
-    __slots__ = ("_read", "_url", "content_type", "retry_after", "status")
+    __slots__ = ("_read", "_response", "_url", "content_type", "retry_after", "status")
 
     def __init__(self, response: aiohttp.ClientResponse, url: str) -> None:
         self.status = response.status
         self.content_type = response.headers.get("Content-Type", "")
         self.retry_after = _seconds(response.headers.get("Retry-After", ""))
+        self._response = response
         self._read = response.content.readany
         self._url = url
 
@@ -86,6 +87,10 @@ class Incoming:
                 )
             pieces.append(piece)
         return b"".join(pieces)
+
+    def give_up(self) -> None:
+        """Break it off: whoever reads it hears that the upstream has."""
+        self._response.close()
 
     async def finish(self) -> None:
         """Take the end of an answer that has said everything, if it comes at once.
@@ -257,10 +262,13 @@ class Link:
             return answer.status, await answer.whole()
 
     async def close(self) -> None:
-        """Close every connection."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        """Close every connection: whoever waits for an answer hears that the upstream has.
+
+        What is sent after that has new ones.
+        """
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
 
 def _apart(url: str) -> tuple[str, str | None]:

@@ -29,6 +29,8 @@ from tropilla.upstream.http import Link
 Asked: TypeAlias = UpstreamDialect | Literal["auto"]
 
 _SECONDS = 5.0
+NO_LIFE = "no_sign_of_life"
+"""The code of a problem: not even `/health` is answered."""
 _EMPTY, _BROKEN = b"{}", b"{"
 _OF_JSON = {"Content-Type": "application/json"}
 
@@ -112,7 +114,13 @@ async def _alive(link: Link) -> int:
     Raises:
         ProblemError: it cannot; of kind `loading` while it loads its model.
     """
-    status, body = await link.ask("GET", "/health", seconds=_SECONDS)
+    try:
+        status, body = await link.ask("GET", "/health", seconds=_SECONDS)
+    except ProblemError as error:
+        if error.problem.kind != "timeout":
+            raise
+        # Whatever else it does, a server answers this at once; but before b3599 not while it loads.
+        raise ProblemError(msgspec.structs.replace(error.problem, code=NO_LIFE)) from None
     # From b2178 to b2213 a server without a free slot says 503 too.
     if status == 503 and b"no slot available" not in body:
         problem = _problems.parse(status, body)
@@ -253,11 +261,14 @@ async def busy_slots(link: Link) -> int | None:
     """How many slots of a llama.cpp server are at work; `None` if it does not say.
 
     `/slots` told a `state` of each once, and tells `is_processing` now; an operator can close it.
+
+    Raises:
+        ProblemError: it does not answer: it is asked between two batches, which may take long.
     """
+    status, body = await link.ask("GET", "/slots", seconds=_SECONDS)
     try:
-        status, body = await link.ask("GET", "/slots", seconds=_SECONDS)
         told: Json = msgspec.json.decode(body) if status == 200 else None
-    except (ProblemError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if type(told) is not list or not all(type(one) is dict for one in told):
         return None

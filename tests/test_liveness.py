@@ -1,0 +1,119 @@
+"""Who is dead, and who only takes long."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from conftest import CHAT, Serve, Start
+from doubles.upstream import Double, streams, told
+from tropilla.upstream import fleet, member, probe
+from tropilla.upstream.http import Link
+
+pytestmark = pytest.mark.anyio
+
+PATH = "/v1/chat/completions"
+FORMS = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+
+
+@FORMS
+async def test_three_signs_of_life_that_do_not_come_are_a_death(
+    gateway: Serve, doubles: Start, caplog: pytest.LogCaptureFixture, *, stream: bool
+) -> None:
+    one, two = await doubles(), await doubles()
+    two.on(PATH, streams(*told("Hello")))
+    tropilla = await gateway(one, two)
+    tropilla.fleet.upstreams[0].ping = 0.05
+    asked = asyncio.create_task(tropilla.chat(stream=stream))
+    exchange = await one.arrives()
+    await exchange.head()
+    answer = await asked
+    assert (answer.text if stream else answer.json["choices"][0]["message"]["content"]) == "Hello"
+    assert "three signs of life did not come" in caplog.text
+    assert not tropilla.fleet.upstreams[0].heard
+
+
+class Hears:
+    def give_up(self) -> None:
+        raise NotImplementedError
+
+
+def test_who_gives_signs_of_life_may_take_as_long_as_it_takes() -> None:
+    upstream, one = member.Upstream(Link("http://h:1"), "h"), Hears()
+    upstream.heard[one] = 0.0
+    assert upstream.silent(1e9) == [], "nobody knows how often it would give a sign"
+    upstream.hears(one, 30.0, pinged=True)
+    assert upstream.ping == 30.0
+    for now in range(30, 3000, 30):
+        upstream.heard[one] = float(now)
+        assert upstream.silent(now + 90.0) == []
+        upstream.hears(one, now + 29.0, pinged=True)
+    assert upstream.ping == 29.0
+    upstream.heard[one] = 3000.0
+    assert upstream.silent(3087.0) == []
+    assert upstream.silent(3087.1) == [one]
+    upstream.hears(one, 3088.0, pinged=False)
+    assert upstream.silent(1e9) == [], "nobody listens"
+
+
+async def test_how_often_there_is_a_sign_is_learned(
+    gateway: Serve, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member, "_LEAST_PING_SECONDS", 0.0)
+    tropilla = await gateway(double)
+    upstream = tropilla.fleet.upstreams[0]
+    assert upstream.ping is None, "a server that has never shown one is waited for"
+    asked = asyncio.create_task(tropilla.chat())
+    exchange = await double.arrives()
+    await exchange.head()
+    await tropilla.has(lambda: bool(upstream.heard))
+    await exchange.send(b":\n\n")
+    await tropilla.has(lambda: upstream.ping is not None)
+    upstream.ping = 1000.0
+    await exchange.send(b"".join(told("Hello")))
+    await exchange.end()
+    assert (await asked).status == 200
+    assert upstream.ping == 1000.0, "words are no sign of how often there is one"
+
+
+async def test_a_client_that_does_not_read_is_no_dead_upstream(
+    gateway: Serve, double: Double, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [f"{n} " + "x" * 4000 for n in range(300)]
+    tropilla = await gateway(double)
+    upstream = tropilla.fleet.upstreams[0]
+    upstream.ping = 0.01
+    tropilla.hold_little()
+    raw = await tropilla.connect()
+    raw.reader._transport.pause_reading()  # type: ignore[attr-defined]
+    await raw.post(PATH, CHAT | {"stream": True})
+    exchange = await double.arrives()
+    sent = asyncio.create_task(exchange.stream(*told(*words)))
+    # The fleet looks again and again, while nobody takes what there is.
+    looked = tropilla.fleet.looks
+    await tropilla.has(lambda: tropilla.fleet.looks > looked + 2)
+    raw.reader._transport.resume_reading()  # type: ignore[attr-defined]
+    assert (await raw.answer()).text == "".join(words)
+    await sent
+    assert "signs of life" not in caplog.text
+
+
+async def test_a_server_without_any_sign_of_life_lets_nobody_wait(
+    gateway: Serve, doubles: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_SECONDS", 0.1)
+    monkeypatch.setattr(fleet, "_CHECK_SECONDS", {"llamacpp": 0.1, "openai": 0.1, "afs": 0.1})
+    one, two = await doubles(), await doubles()
+    two.on(PATH, streams(*told("Hello")))
+    tropilla = await gateway(one, two)
+    asked = asyncio.create_task(tropilla.chat())
+    await one.arrives()
+
+    async def says_nothing(_: object) -> None:
+        await asyncio.Event().wait()
+
+    one.on("/health", says_nothing)
+    answer = await asked
+    assert answer.json["choices"][0]["message"]["content"] == "Hello"
+    assert tropilla.fleet.upstreams[0].state in {"starting", "down"}
