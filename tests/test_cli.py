@@ -42,7 +42,7 @@ def told(
     """What the gateway would be told."""
     found: list[Config] = []
 
-    def serves(config: Config, sock: socket.socket, _: object) -> None:
+    def serves(config: Config, sock: socket.socket, *_: object) -> None:
         found.append(config)
         sock.close()
 

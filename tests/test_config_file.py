@@ -328,10 +328,11 @@ template: clasic
          "upstreams.")),
         ("zzz: 1", ("1:1: zzz: there is no such setting; there are: listen, api_keys, models, "
                    "upstreams, engine, queue, responses, template, any_model, allow_admin, "
-                   "allow_grammar, drain, max_body, max_scored_tokens.")),
+                   "allow_grammar, failover, drain, max_body, max_scored_tokens.")),
         ("{<<: {listen: x}}", ("1:2: <<: there is no such setting; there are: listen, api_keys, "
                               "models, upstreams, engine, queue, responses, template, any_model, "
-                              "allow_admin, allow_grammar, drain, max_body, max_scored_tokens.")),
+                              "allow_admin, allow_grammar, failover, drain, max_body, "
+                              "max_scored_tokens.")),
         ("models: {}", "1:9: models: is empty: name one, or leave it out."),
         ("models:", "1:8: models: has no value: give it one, or leave it out."),
         ("api_keys:", "1:10: api_keys: has no value: give it one, or leave it out."),

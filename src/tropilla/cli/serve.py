@@ -13,6 +13,8 @@ from tropilla.cli import options
 from tropilla.cli.options import SETTINGS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tropilla.config import Config
     from tropilla.config.load import Loaded
     from tropilla.templates import Template
@@ -93,7 +95,8 @@ def command(context: click.Context, /, **flags: Any) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    told = options.loaded(flags.pop("config_file"))
+    file = flags.pop("config_file")
+    told = options.loaded(file)
     try:
         config = with_flags(told, **flags)
         from tropilla.server.run import listen, run  # noqa: PLC0415
@@ -108,9 +111,44 @@ def command(context: click.Context, /, **flags: Any) -> None:
         if config.upstreams or config.models:
             click.echo(try_it(config, base, model))
 
-    fatal = run(config, sock, first)
+    fatal = run(config, sock, first, _again(file, config, flags), told.file)
     if fatal is not None:
         raise click.ClickException(fatal)
+
+
+def _again(
+    file: Path | None, config: Config, flags: dict[str, Any]
+) -> Callable[[], tuple[Config, str]]:
+    """What reads the settings again, under the same flags."""
+    from tropilla.config import ConfigError  # noqa: PLC0415
+
+    now = config
+
+    def again() -> tuple[Config, str]:
+        nonlocal now
+        try:
+            told = options.loaded(file)
+        except options.ConfigRefused as error:
+            raise ConfigError(error.message) from None
+        before, now = now, with_flags(told, **flags)
+        return now, _news(told, before, now)
+
+    return again
+
+
+def _news(told: Loaded, before: Config, now: Config) -> str:
+    """What has changed, as lines of YAML; secrets are not shown."""
+    from difflib import unified_diff  # noqa: PLC0415
+
+    from tropilla.config.show import show  # noqa: PLC0415
+
+    old, new = (
+        show(told._replace(config=one, references={})).splitlines() for one in (before, now)
+    )
+    lines = list(unified_diff(old, new, n=1, lineterm=""))[2:]
+    if lines:
+        return "\n".join(["What is new:", *lines])
+    return "Nothing is new." if before == now else "What is new is secret."
 
 
 def with_flags(

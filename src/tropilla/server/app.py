@@ -77,6 +77,11 @@ class Gateway:
         """Set while no request is being served."""
         self.idle.set()
 
+    def reload(self, config: Config) -> None:
+        """Serve as another config says, from the next request on."""
+        self._config, self._keys = config, Keys(config.api_keys)
+        self._fleet.reload(config)
+
     def drain(self) -> None:
         """Serve what is being served, and nothing new."""
         self._draining = True

@@ -48,7 +48,7 @@ def route(fleet: Fleet, ask: Ask) -> JsonObject:
         "blocks": len(ask.chain),
         "upstreams": [
             {
-                "name": fleet.upstreams[one.upstream].name,
+                "name": fleet.numbered(one.upstream).name,
                 "verdict": one.verdict,
                 "taken": one.taken,
                 "score": round(one.score, 3),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeAlias
 
 import uvicorn
 
@@ -16,8 +19,15 @@ from tropilla.server.app import Gateway
 from tropilla.server.http import Protocol
 from tropilla.upstream.fleet import Fleet
 
+Again: TypeAlias = Callable[[], tuple[Config, str]]
+"""Reads the settings again, and says what is new in them; raises `ConfigError`."""
+
+log = logging.getLogger("tropilla")
+
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75
+_WATCH_SECONDS = 1.0
+"""How often it is looked whether the file of settings has changed."""
 _LAST_SECONDS = 2
 """How long answers may take to say that they are cut short."""
 
@@ -50,11 +60,37 @@ class _Server(uvicorn.Server):
     that is over. Answers that are not complete then tell so themselves.
     """
 
-    def __init__(self, gateway: Gateway, drain_seconds: float) -> None:
+    def __init__(self, gateway: Gateway, config: Config, again: Again | None) -> None:
         super().__init__(settings(gateway))
         self._gateway = gateway
-        self._patience = [drain_seconds, 0.0]
+        self._settings = config
+        self._again = again
+        self._patience = [config.drain, 0.0]
         self._draining: asyncio.Task[None] | None = None
+
+    def reload(self) -> None:
+        """Read the settings again; those that cannot be are refused, and the old ones stay."""
+        if self._again is None or self._draining is not None:
+            return
+        try:
+            config, told = self._again()
+            _check(self._settings, config)
+        except ConfigError as error:
+            log.error("The new settings are refused, the old ones stay:\n%s", error)  # noqa: TRY400
+            return
+        self._settings = config
+        self._patience[0] = config.drain
+        self._gateway.reload(config)
+        log.info("The settings were read again. %s", told)
+
+    async def watch(self, file: Path) -> None:
+        """Read the settings again whenever their file changes."""
+        seen = _state(file)
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            if (now := _state(file)) != seen:
+                seen = now
+                self.reload()
 
     def end(self) -> None:
         """Asked to end, each time with less patience."""
@@ -82,6 +118,8 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
+        with suppress(NotImplementedError, AttributeError):  # Windows
+            loop.add_signal_handler(signal.SIGHUP, self.reload)
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 loop.add_signal_handler(number, self.end)
@@ -106,8 +144,33 @@ def settings(gateway: Gateway) -> uvicorn.Config:
     )
 
 
+def _state(file: Path) -> tuple[int, int] | None:
+    try:
+        told = file.stat()
+    except OSError:
+        return None
+    return told.st_mtime_ns, told.st_size
+
+
+def _check(old: Config, new: Config) -> None:
+    """Nothing has changed that only changes with a restart.
+
+    Raises:
+        ConfigError: something has.
+    """
+    for name in ("listen", "engine", "responses"):
+        if getattr(old, name) != getattr(new, name):
+            raise ConfigError(f"{name} changes only with a restart.")
+    if bool(old.models or old.upstreams) != bool(new.models or new.upstreams):
+        raise ConfigError("Whether the embedded engine runs changes only with a restart.")
+
+
 async def _serve(
-    config: Config, sock: socket.socket, on_first: Callable[[str], None]
+    config: Config,
+    sock: socket.socket,
+    on_first: Callable[[str], None],
+    again: Again | None,
+    file: Path | None,
 ) -> str | None:
     fatal: list[str] = []
 
@@ -117,20 +180,30 @@ async def _serve(
 
     fleet = Fleet(config, give_up, on_first)
     gateway = Gateway(config, fleet)
-    server = _Server(gateway, config.drain)
+    server = _Server(gateway, config, again)
     await fleet.start()
+    watch = asyncio.create_task(server.watch(file)) if file is not None else None
     try:
         await server.serve(sockets=[sock])
     finally:
+        if watch is not None:
+            watch.cancel()
         await fleet.stop()
         gateway.close()
     return fatal[0] if fatal else None
 
 
-def run(config: Config, sock: socket.socket, on_first: Callable[[str], None]) -> str | None:
+def run(
+    config: Config,
+    sock: socket.socket,
+    on_first: Callable[[str], None],
+    again: Again | None = None,
+    file: Path | None = None,
+) -> str | None:
     """Serve until a signal ends it, or until it is no use to go on: then, why.
 
-    `on_first` hears the name of a model once there is one that can be asked.
+    `on_first` hears the name of a model once there is one that can be asked. `again` reads the
+    settings anew, and says what is new in them: it is called on `SIGHUP`, and when `file` changes.
     """
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if sys.platform != "win32":
@@ -138,4 +211,4 @@ def run(config: Config, sock: socket.socket, on_first: Callable[[str], None]) ->
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(_serve(config, sock, on_first))
+        return runner.run(_serve(config, sock, on_first, again, file))

@@ -68,11 +68,11 @@ class Lease:
     def __init__(self, upstream: Upstream, model: str | None, assigned: Assign) -> None:
         offers = upstream.offers
         self.upstream = upstream
-        self.name = next(iter(offers)) if model is None else model
+        self.name = next(iter(offers), "") if model is None else model
         """The model as it is called here, for a client that named none."""
         self.there = upstream.there(self.name)
         """The model as it is called there."""
-        self.template = offers[self.name].template
+        self.template = offers.get(self.name, Offer()).template
         """Who turns chat into a prompt; `None` leaves it to the server."""
         self.waited = assigned.waited
         """Seconds in the queue."""
@@ -113,14 +113,13 @@ class Fleet:
         self._on_fatal = on_fatal or log.error
         self._on_first = on_first
         self._tasks: list[asyncio.Task[None]] = []
+        self._watches: dict[int, asyncio.Task[None]] = {}
+        self._numbered: dict[int, Upstream] = {}
         self._changed = asyncio.Event()
         self._engine: Engine | None = None
         self._asked: dict[int, _Asked] = {}
         self._next = 0
-        queue = config.queue
-        self.pool = Pool(
-            Rules(queue=queue.size, queue_seconds=queue.seconds, patience_seconds=PATIENCE_SECONDS)
-        )
+        self.pool = Pool(_rules(config))
         self.upstreams: list[Upstream] = []
         self.looks = 0
         """How often it was looked who is silent."""
@@ -135,6 +134,30 @@ class Fleet:
         if not self.upstreams:
             self._tasks.append(asyncio.create_task(self._run_engine(self._config.engine)))
 
+    def reload(self, config: Config) -> None:
+        """Serve what another config says: what is new joins, what is gone drains, the rest goes on.
+
+        Whether there is an engine, and which, does not change.
+        """
+        self._config, self.failover = config, config.failover
+        self.pool.rules = _rules(config)
+        known = {one.key: one for one in self.upstreams if one.key and not one.leaves}
+        wanted = {one.key: one for one in upstreams_of(config)}
+        for key, one in wanted.items():
+            if key in known:
+                known[key].take(one)
+                self._do(self.pool.on_probe(known[key].number, known[key].seen(None), self._now()))
+            else:
+                self._join(one)
+        for key, one in known.items():
+            if key not in wanted:
+                one.leaves = True
+                one.offers = one.named = {}
+                one.found = None
+                self._do(self.pool.on_drain(one.number, self._now()))
+                self._tasks.append(asyncio.create_task(self._leave(one)))
+        self._tell()
+
     def drain(self) -> None:
         """Take nobody new, and let nobody wait."""
         self._do(self.pool.on_end())
@@ -142,9 +165,10 @@ class Fleet:
     async def stop(self) -> None:
         """End everything that was started."""
         self._do(self.pool.on_end())
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._watches.values()]
+        for task in tasks:
             task.cancel()
-        for task in self._tasks:
+        for task in tasks:
             with suppress(asyncio.CancelledError):
                 await task
         for upstream in self.upstreams:
@@ -155,12 +179,26 @@ class Fleet:
     # Watching.
 
     def _join(self, upstream: Upstream) -> None:
-        upstream.number = len(self.upstreams)
+        upstream.number = len(self._numbered)  # nobody gets the number of one that has left
+        self._numbered[upstream.number] = upstream
         upstream.max_scored_tokens = self._config.max_scored_tokens
         self.upstreams.append(upstream)
         # The probe that this asks for is the first thing that watching does.
         self.pool.on_join(upstream.number)
-        self._tasks.append(asyncio.create_task(self._watch(upstream)))
+        self._watches[upstream.number] = asyncio.create_task(self._watch(upstream))
+
+    async def _leave(self, upstream: Upstream) -> None:
+        """Let what an upstream has been given come to its end."""
+        if upstream.leases:
+            await upstream.left.wait()
+        watch = self._watches.pop(upstream.number)
+        watch.cancel()
+        with suppress(asyncio.CancelledError):
+            await watch
+        self.upstreams.remove(upstream)
+        self._do(self.pool.on_leave(upstream.number, self._now()))
+        await upstream.link.close()
+        log.info("%s is served no more.", upstream.name)
 
     async def _tick(self) -> None:
         while True:
@@ -352,14 +390,17 @@ class Fleet:
         try:
             self._do(self.pool.on_request(request, ask, self._now()))
             assigned = asked.given or await asked.wait()
-            upstream = self.upstreams[assigned.upstream]
+            upstream = self._numbered[assigned.upstream]
             upstream.leases += 1
+            upstream.left.clear()
             lease = Lease(upstream, ask.model, assigned)
             yield lease
         finally:
             del self._asked[request]
             if lease is not None:
                 lease.upstream.leases -= 1
+                if not lease.upstream.leases:
+                    lease.upstream.left.set()
             self._do(self._end(request, lease))
 
     def place(self, ticket: Ticket) -> int:
@@ -386,11 +427,11 @@ class Fleet:
                 case Queue(request=request):
                     pass  # its place is asked for when there is somebody to hear it
                 case Probe(upstream=number):
-                    self.upstreams[number].recheck.set()
+                    self._numbered[number].recheck.set()
                 case Quarantine(upstream=number, seconds=seconds):
                     log.warning(
                         "%s has failed several times: it gets nothing for %.1f s.",
-                        self.upstreams[number].name, seconds,
+                        self._numbered[number].name, seconds,
                     )  # fmt: skip
 
     def _failed_at(self, lease: Lease, problem: Problem) -> None:
@@ -417,6 +458,10 @@ class Fleet:
     def explain(self, ask: Ask) -> list[Reason]:
         """What speaks for each upstream to take a request now, and what against it."""
         return self.pool.explain(ask, self._now())
+
+    def numbered(self, number: int) -> Upstream:
+        """The upstream that the pool calls so."""
+        return self._numbered[number]
 
     def quarantine(self, upstream: Upstream) -> float | None:
         """How many seconds an upstream still gets nothing; `None` if it is not in quarantine."""
@@ -488,6 +533,11 @@ class Fleet:
             retryable=True,
             retry_after=2,
         )
+
+
+def _rules(config: Config) -> Rules:
+    queue = config.queue
+    return Rules(queue=queue.size, queue_seconds=queue.seconds, patience_seconds=PATIENCE_SECONDS)
 
 
 class _Asked:

@@ -56,6 +56,10 @@ class Upstream:
     ) -> None:
         self.number = 0
         """What the pool calls it."""
+        self.key: tuple[object, ...] = ()
+        """What makes it another server than the next, in the config."""
+        self.leaves = False
+        """Whether the config names it no more."""
         self.link = link
         self.name = name
         self.dialect = dialect
@@ -75,6 +79,8 @@ class Upstream:
         self.state: State = "starting"
         self.problem: Problem | None = None
         self.leases = 0
+        self.left = asyncio.Event()
+        """Set once the last of them is over."""
         self.max_scored_tokens = 0
         """How long a prompt may be whose probabilities it is asked for."""
         self.heard: dict[Listener, float] = {}
@@ -115,12 +121,18 @@ class Upstream:
 
     def there(self, name: str) -> str | None:
         """What a model that is offered here is called there."""
-        offer, models = self.offers[name], self.traits.models
+        offer, models = self.offers.get(name, Offer()), self.traits.models
         name = offer.name or name
         if offer.there is not None or name in models or self.traits.router:
             return offer.there or name
         # A llama-server has one model, whatever it is asked for.
         return next(iter(models), name) if self.traits.llamacpp else name
+
+    def take(self, other: Upstream) -> None:
+        """Offer what another config says of the same server."""
+        self.named, self.found, self.slots = other.named, other.found, other.slots
+        self.offers = self.named
+        self.learn(self.traits)
 
     def seen(self, busy: int | None) -> Seen:
         """What the pool is told of it."""
@@ -150,7 +162,7 @@ def upstreams_of(config: Config) -> Iterator[Upstream]:
 
 
 def _once(made: dict[tuple[object, ...], Upstream], one: UpstreamConfig) -> Upstream:
-    key = (one.url, one.dialect, one.api_key, *sorted(one.headers.items()))
+    key = (one.url, one.dialect, one.api_key, one.timeouts, *sorted(one.headers.items()))
     if key not in made:
         dialect = afs.dialect_at(one.url) or one.dialect if one.dialect == "auto" else one.dialect
         shown: dict[str, str] = {}
@@ -160,4 +172,5 @@ def _once(made: dict[tuple[object, ...], Upstream], one: UpstreamConfig) -> Upst
             shown = {"Authorization": f"Bearer {one.api_key}"}
         link = Link(one.url, headers=shown | one.headers, timeouts=one.timeouts)
         made[key] = Upstream(link, link.url, dialect=dialect, slots=one.slots)
+        made[key].key = key
     return made[key]
