@@ -21,7 +21,6 @@ from typing import Any
 
 import aiohttp
 import msgspec
-import uvicorn
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -31,7 +30,8 @@ from tropilla.config import Config, UpstreamConfig
 from tropilla.herd.balance import Pick, judge
 from tropilla.herd.pool import Ask, Pool
 from tropilla.server.app import Gateway
-from tropilla.server.run import listen, settings
+from tropilla.server.http import Listener
+from tropilla.server.run import listen
 from tropilla.upstream.engine import Engine, EngineOptions
 from tropilla.upstream.fleet import Fleet
 
@@ -165,17 +165,15 @@ async def served(engines: list[Engine]) -> AsyncIterator[str]:
     urls = tuple(UpstreamConfig(url=one.address) for one in engines)
     config = Config(listen="127.0.0.1:0", upstreams=urls)
     sock, fleet = listen(config), Fleet(config)
-    server = uvicorn.Server(settings(Gateway(config, fleet)))
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    listener = Listener(Gateway(config, fleet))
     await fleet.start()
-    task = asyncio.create_task(server.serve(sockets=[sock]))
-    while not server.started or any(one.state != "ready" for one in fleet.upstreams):  # noqa: ASYNC110
+    await listener.open(sock)
+    while any(one.state != "ready" for one in fleet.upstreams):  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     try:
         yield f"http://127.0.0.1:{sock.getsockname()[1]}"
     finally:
-        server.should_exit = True
-        await task
+        await listener.close()
         await fleet.stop()
 
 

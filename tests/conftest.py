@@ -15,13 +15,12 @@ from typing import Any, Protocol, TypeAlias
 import aiohttp
 import msgspec
 import pytest
-import uvicorn
 
 from doubles.upstream import DEADLINE, Double
 from openapi_schema import check_answer
 from tropilla.config import TINY_MODEL, Config, UpstreamConfig
 from tropilla.server.app import Gateway
-from tropilla.server.run import settings
+from tropilla.server.http import Listener
 from tropilla.upstream.engine import Engine, EngineOptions
 from tropilla.upstream.fleet import Fleet
 
@@ -153,8 +152,9 @@ class Served:
 
     port: int
     fleet: Fleet
-    listener: socket.socket
-    server: uvicorn.Server
+    sock: socket.socket
+    gateway: Gateway
+    listener: Listener
     raws: list[Raw] = field(default_factory=list)
     session: aiohttp.ClientSession = field(init=False)
 
@@ -165,7 +165,7 @@ class Served:
 
     def hold_little(self) -> None:
         """Let the system hold little for clients: else it takes megabytes that nobody reads."""
-        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
 
     async def connect(self) -> Raw:
         """A connection of its own, down to the bytes."""
@@ -239,33 +239,24 @@ Start: TypeAlias = Callable[..., Awaitable[Double]]
 
 @asynccontextmanager
 async def served(config: Config) -> AsyncIterator[Served]:
-    """The real thing: uvicorn as `tropilla serve` sets it up, the gateway, its fleet."""
+    """The real thing: clients' connections, the gateway, its fleet."""
     sock = socket.create_server(("127.0.0.1", 0), backlog=128)
     fleet = Fleet(config)
     gateway = Gateway(config, fleet)
-    server = uvicorn.Server(settings(gateway))
-    server.config.load()
-    server.lifespan = server.config.lifespan_class(server.config)
+    listener = Listener(gateway)
     await fleet.start()
-    await server.startup(sockets=[sock])
-    await server.on_tick(0)
-    it = Served(sock.getsockname()[1], fleet, sock, server)
+    await listener.open(sock)
+    it = Served(sock.getsockname()[1], fleet, sock, gateway, listener)
     try:
         async with aiohttp.ClientSession(auto_decompress=False) as it.session:
             yield it
     finally:
-        # uvicorn's own end takes its time; here everybody leaves at once, and no task may stay.
+        # Everybody leaves at once, and no task may stay.
         for raw in it.raws:
             raw.leave()
-        for listener in server.servers:
-            listener.close()
-        for connection in list(server.server_state.connections):
-            connection.transport.abort()
-        if server.server_state.tasks:
-            _, stuck = await asyncio.wait(server.server_state.tasks, timeout=DEADLINE)
-            assert not stuck
-        for listener in server.servers:
-            await listener.wait_closed()
+        tasks = [one.task for one in listener.connections if one.task is not None]
+        await listener.close()
+        assert all(task.done() for task in tasks)
         sock.close()
         await fleet.stop()
         gateway.close()

@@ -17,13 +17,13 @@ from typing import Any
 
 import msgspec
 import pytest
-import uvicorn
 
 from doubles.llama_b1496 import NAME, SEED_IDS, SEED_PROMPT, Llama, llama
 from tropilla import exchange
 from tropilla.config import Config, UpstreamConfig, read_url
 from tropilla.server.app import Gateway
-from tropilla.server.run import listen, settings
+from tropilla.server.http import Listener
+from tropilla.server.run import listen
 from tropilla.templates import Classic
 from tropilla.upstream.fleet import Fleet
 
@@ -106,23 +106,25 @@ def gateway(url: str, **config: Any) -> Iterator[Client]:
     )
     sock = listen(it)
     port = sock.getsockname()[1]
-    servers: list[uvicorn.Server] = []
+    loops: list[asyncio.AbstractEventLoop] = []
+    over = asyncio.Event()
 
     async def run() -> None:
         fleet = Fleet(it)
-        servers.append(uvicorn.Server(settings(Gateway(it, fleet))))
+        listener = Listener(Gateway(it, fleet))
         await fleet.start()
-        try:
-            await servers[0].serve(sockets=[sock])
-        finally:
-            await fleet.stop()
+        await listener.open(sock)
+        loops.append(asyncio.get_running_loop())
+        await over.wait()
+        await listener.close()
+        await fleet.stop()
 
     thread = Thread(target=lambda: asyncio.run(run()))
     thread.start()
     try:
         yield Client(port)
     finally:
-        servers[0].should_exit = True
+        loops[0].call_soon_threadsafe(over.set)
         thread.join()
 
 

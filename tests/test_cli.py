@@ -70,7 +70,7 @@ def test_the_version_loads_nothing_that_serves() -> None:
         "from tropilla.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = ('aiohttp', 'uvicorn', 'asyncio', 'msgspec', 'yaml')\n"
+        "heavy = ('aiohttp', 'uvloop', 'asyncio', 'msgspec', 'yaml')\n"
         "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run(

@@ -333,9 +333,8 @@ async def test_the_end_of_the_gateway_is_told(gateway: Serve, double: Double) ->
     waiting = await tropilla.connect()
     await waiting.post(PATH, CHAT)
     other = await double.arrives()
-    # What uvicorn does once it has waited long enough.
-    for task in tropilla.server.server_state.tasks:
-        task.cancel()
+    # What is done once it was waited long enough.
+    tropilla.listener.give_up()
     answer = await streaming.answer()
     assert answer.text == "Hello"
     assert answer.events[-2]["error"]["message"] == "Tropilla was ended."

@@ -28,8 +28,7 @@ def config(*doubles: Double, **more: Any) -> Config:
 
 
 def reload(tropilla: Served, to: Config) -> None:
-    gateway: Any = tropilla.server.config.app
-    gateway.reload(to)
+    tropilla.gateway.reload(to)
 
 
 async def test_a_new_upstream_joins(gateway: Serve, doubles: Start) -> None:

@@ -425,7 +425,9 @@ class Listener:
         self._kept = kept
         self.found: list[bytes] = []
 
-    async def start(self, status: int, content_type: str, headers: Mapping[str, str]) -> None:
+    async def start(
+        self, status: int, content_type: str, headers: Mapping[str, str], first: bytes = b""
+    ) -> None:
         raise NotImplementedError
 
     async def end(self) -> None:

@@ -120,8 +120,7 @@ async def test_the_end_of_the_gateway_is_told_to_who_waits(gateway: Serve, doubl
     raw = await tropilla.connect()
     await raw.post(PATH, ASKS)
     await raw.see(b": queue 1\n\n")
-    for task in tropilla.server.server_state.tasks:
-        task.cancel()
+    tropilla.listener.give_up()
     answer = await raw.answer()
     assert answer.events[-2]["error"]["message"] == "Tropilla was ended."
     assert answer.events[-1] == "[DONE]"

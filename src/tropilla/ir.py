@@ -332,6 +332,7 @@ class Finished(Value, frozen=True, kw_only=True):
 ProblemKind: TypeAlias = Literal[
     "malformed",
     "too_large",
+    "too_slow",
     "unsupported_media",
     "context_exceeded",
     "unsupported",

@@ -34,8 +34,10 @@ class Reply(Protocol):
     def ended(self) -> bool:
         """Whether all has been sent."""
 
-    async def start(self, status: int, content_type: str, headers: Mapping[str, str]) -> None:
-        """Send the head."""
+    async def start(
+        self, status: int, content_type: str, headers: Mapping[str, str], first: bytes = b""
+    ) -> None:
+        """Send the head, and the first piece of the body with it."""
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the body."""
@@ -92,10 +94,11 @@ class Telling:
         await self._reply.end()
 
     async def _send(self, data: bytes, headers: Callable[[], Mapping[str, str]]) -> None:
-        if not self._reply.started:
-            await self._reply.start(200, self._front.CONTENT_TYPE, headers())
         self._last = monotonic()
-        await self._reply.write(data)
+        if self._reply.started:
+            await self._reply.write(data)
+        else:
+            await self._reply.start(200, self._front.CONTENT_TYPE, headers(), data)
 
     def _look_again(self) -> None:
         loop = asyncio.get_running_loop()

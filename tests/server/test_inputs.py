@@ -475,7 +475,7 @@ async def test_a_field_that_is_dropped_is_named_only_where_a_header_can_hold_it(
 )
 async def test_a_path_ends_nowhere_raw(tropilla: Served, target: str) -> None:
     answer = await tropilla.ask("GET", target)
-    assert answer.status in {400, 404}
+    assert answer.status in {400, 404, 431}
     assert "x-evil" not in answer.headers
     assert len(answer.body) < 5000
     assert answer.error.keys() >= {"message", "type", "param", "code"}

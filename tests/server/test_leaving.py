@@ -108,9 +108,7 @@ async def test_leaving_while_the_model_loads(
     # An answer on a second connection tells that the first request is being served.
     assert (await tropilla.ask("GET", "/health")).status == 503
     raw.leave()
-    async with asyncio.timeout(DEADLINE):
-        while any("_Call._watch" in repr(task) for task in asyncio.all_tasks()):  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    await tropilla.has(lambda: not tropilla.fleet.pool.waiting)
     double.on(PATH, streams(*told("x")))
     double.health = 200, b"{}"
     await tropilla.until(lambda: tropilla.fleet.state() == "ready")

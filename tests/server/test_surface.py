@@ -256,8 +256,13 @@ async def test_garbage_behind_a_request_does_not_land_in_its_answer(
     await exchange.send(chunk("Hello"))
     await raw.until(b"Hello")
     await raw.send(b"\x00garbage\r\n\r\n")
-    await exchange.left()
-    assert b"HTTP/1.1" not in await raw.rest()
+    for piece in told(" there"):
+        await exchange.send(piece)
+    await exchange.end()
+    told_, _, refusal = (await raw.rest()).partition(b"0\r\n\r\n")
+    assert b"[DONE]" in told_
+    assert b"HTTP/1.1" not in told_
+    assert refusal.startswith(b"HTTP/1.1 400 Bad Request\r\n")
 
 
 @pytest.mark.parametrize("upgrade", ["websocket", "h2c"])

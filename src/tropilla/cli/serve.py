@@ -93,7 +93,6 @@ def command(context: click.Context, /, **flags: Any) -> None:
     from tropilla.config import ConfigError  # noqa: PLC0415
 
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     file = flags.pop("config_file")
     told = options.loaded(file)

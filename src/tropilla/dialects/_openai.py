@@ -398,6 +398,7 @@ def _bounded(text: str) -> str:
 _ERRORS: dict[str, tuple[str, str | None]] = {
     "malformed": ("invalid_request_error", None),
     "too_large": ("invalid_request_error", "request_too_large"),
+    "too_slow": ("invalid_request_error", "request_timeout"),
     "unsupported_media": ("invalid_request_error", "unsupported_media_type"),
     "context_exceeded": ("invalid_request_error", "context_length_exceeded"),
     "unsupported": ("invalid_request_error", "unsupported_value"),

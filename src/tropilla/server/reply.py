@@ -1,70 +1,138 @@
-"""One HTTP answer over ASGI: what is on every answer, whatever it says."""
+"""One HTTP answer: what is on every one, whatever it says, and how its body is framed.
+
+What is written before the loop turns goes out in one piece, the head with the first of the body.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any, TypeAlias
-
-Message: TypeAlias = MutableMapping[str, Any]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Protocol
 
 # A browser may read these of an answer from another origin. Keys travel in headers, never in
 # cookies, so every origin may ask, and none needs credentials.
 _EVERY = (
-    (b"access-control-allow-origin", b"*"),
-    (
-        b"access-control-expose-headers",
-        (
-            b"x-request-id, request-id, openai-processing-ms, retry-after, retry-after-ms, "
-            b"x-should-retry, x-tropilla-dropped, x-tropilla-upstream, x-tropilla-queue-ms, "
-            b"x-tropilla-overhead-ms, x-tropilla-cache-tokens"
-        ),
-    ),
-    (b"openai-version", b"2020-10-01"),
+    b"access-control-allow-origin: *\r\n"
+    b"access-control-expose-headers: x-request-id, request-id, openai-processing-ms, retry-after, "
+    b"retry-after-ms, x-should-retry, x-tropilla-dropped, x-tropilla-upstream, "
+    b"x-tropilla-queue-ms, x-tropilla-overhead-ms, x-tropilla-cache-tokens\r\n"
+    b"openai-version: 2020-10-01\r\n"
 )
-_STREAM = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-_METHODS = b"GET, POST, DELETE, HEAD, OPTIONS"
-_DEFAULT_ALLOWED = b"authorization, content-type, x-api-key, api-key"
+_STREAM = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+_METHODS = "GET, POST, DELETE, HEAD, OPTIONS"
+_DEFAULT_ALLOWED = "authorization, content-type, x-api-key, api-key"
+_LINES = {one.value: b"HTTP/1.1 %d %b\r\n" % (one.value, one.phrase.encode()) for one in HTTPStatus}
+_BODILESS = frozenset({204, 304})
+
+
+class Connection(Protocol):
+    """Where the bytes go."""
+
+    @property
+    def date(self) -> bytes:
+        """The time, as HTTP writes it."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether another request may come after this answer."""
+
+    def send(self, data: bytes) -> None:
+        """Send bytes."""
+
+    async def sent(self) -> None:
+        """Wait while the client does not read."""
+
+
+def head(
+    status: int, content_type: str, date: bytes, spent: float, more: Iterable[tuple[str, str]]
+) -> bytes:
+    """The head of an answer, but for its framing and its end; `spent` is in seconds.
+
+    A value that would end its line goes on in it instead: what an upstream is called, or says, is
+    nobody's header.
+    """
+    lines = [
+        _LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status,
+        f"content-type: {_one_line(content_type)}\r\n".encode("latin-1", "replace"),
+        b"date: %b\r\nopenai-processing-ms: %d\r\n" % (date, round(spent * 1000)),
+        _EVERY,
+    ]
+    lines += [
+        f"{name}: {_one_line(value)}\r\n".encode("latin-1", "replace") for name, value in more
+    ]
+    return b"".join(lines)
+
+
+def _one_line(value: str) -> str:
+    return value if value.isprintable() else "".join(c if c.isprintable() else " " for c in value)
 
 
 class Reply:
-    """Writes one answer. `write` waits while the client does not read (uvicorn's flow control)."""
+    """Writes one answer; `write` waits while the client does not read."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
-        self._send = send
+    def __init__(
+        self, connection: Connection, request_id: str, *, headless: bool, old: bool
+    ) -> None:
+        self._to = connection
+        self._bodiless = headless
+        """Whether it was asked by HEAD: then there is no body, whatever the head says of one."""
+        self._old = old
+        """Whether the client knows no chunks: then the end of the connection ends the body."""
+        self._chunks = False
         self.began = time.perf_counter()
         self.request_id = request_id
         self.started = False
         self.ended = False
+        self.keeps = True
+        """Whether the head said that the connection stays."""
 
-    async def start(self, status: int, content_type: str, headers: Mapping[str, str]) -> None:
-        """Send the head of an answer of unknown length."""
-        more = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-        if content_type.startswith("text/event-stream"):
-            more += _STREAM
-        await self._head(status, content_type, more)
+    async def start(
+        self, status: int, content_type: str, headers: Mapping[str, str], first: bytes = b""
+    ) -> None:
+        """Send the head of an answer of unknown length, and the first piece of its body."""
+        self._chunks = not self._old
+        framing = _STREAM if content_type.startswith("text/event-stream") else b""
+        if self._chunks:
+            framing += b"transfer-encoding: chunked\r\n"
+        told = self._head(status, content_type, headers, framing, keeps=self._chunks)
+        self._to.send(told + self._framed(first))
+        await self._to.sent()
 
-    async def _head(self, status: int, content_type: str, more: list[tuple[bytes, bytes]]) -> None:
+    def _head(
+        self,
+        status: int,
+        content_type: str,
+        headers: Mapping[str, str],
+        framing: bytes,
+        *,
+        keeps: bool,
+    ) -> bytes:
         self.started = True
-        spent = (time.perf_counter() - self.began) * 1000
-        headers = [
-            (b"content-type", content_type.encode("latin-1")),
-            (b"x-request-id", self.request_id.encode()),
-            (b"openai-processing-ms", b"%d" % round(spent)),
-            *_EVERY,
-            *more,
-        ]
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self.keeps = keeps and self._to.keeps
+        if not self.keeps:
+            framing += b"connection: close\r\n"
+        elif self._old:
+            framing += b"connection: keep-alive\r\n"
+        spent = time.perf_counter() - self.began
+        told = head(status, content_type, self._to.date, spent, headers.items())
+        return b"%bx-request-id: %b\r\n%b\r\n" % (told, self.request_id.encode(), framing)
+
+    def _framed(self, data: bytes) -> bytes:
+        if not data or self._bodiless:
+            return b""
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._chunks else data
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the body."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._to.send(self._framed(data))
+        await self._to.sent()
 
     async def end(self) -> None:
         """Send the end of the body."""
         self.ended = True
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        if self._chunks and not self._bodiless:
+            self._to.send(b"0\r\n\r\n")
 
     async def whole(
         self,
@@ -72,32 +140,21 @@ class Reply:
         body: bytes,
         headers: Mapping[str, str] | None = None,
         content_type: str = "application/json",
-        before_end: Awaitable[None] | None = None,
     ) -> None:
-        """Send an answer of known length; `before_end` has the connection kept so long."""
-        more = [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
-        more.append((b"content-length", b"%d" % len(body)))
-        await self._head(status, content_type, more)
-        if before_end is not None:
-            await self.write(body)
-            await before_end
-            body = b""
+        """Send an answer of known length."""
+        framing = b"" if status in _BODILESS else b"content-length: %d\r\n" % len(body)
+        told = self._head(status, content_type, headers or {}, framing, keeps=True)
         self.ended = True
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        self._to.send(told if self._bodiless or status in _BODILESS else told + body)
 
-    async def preflight(self, asked_headers: bytes | None) -> None:
+    async def preflight(self, asked_headers: str) -> None:
         """Answer a browser's question whether it may ask."""
-        self.started = self.ended = True
-        headers = [
-            (b"x-request-id", self.request_id.encode()),
-            (b"openai-processing-ms", b"0"),
-            *_EVERY,
-            (b"access-control-allow-methods", _METHODS),
+        told = {
+            "access-control-allow-methods": _METHODS,
             # `*` would not cover Authorization, so what was asked for is allowed by name.
-            (b"access-control-allow-headers", asked_headers or _DEFAULT_ALLOWED),
-            (b"access-control-max-age", b"86400"),
-            (b"vary", b"Access-Control-Request-Headers"),
-            (b"allow", _METHODS),
-        ]
-        await self._send({"type": "http.response.start", "status": 204, "headers": headers})
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            "access-control-allow-headers": asked_headers or _DEFAULT_ALLOWED,
+            "access-control-max-age": "86400",
+            "vary": "Access-Control-Request-Headers",
+            "allow": _METHODS,
+        }
+        await self.whole(204, b"", told)

@@ -255,8 +255,11 @@ class _Keeping:
     def ended(self) -> bool:
         return self._reply.ended
 
-    async def start(self, status: int, content_type: str, headers: Mapping[str, str]) -> None:
-        await self._reply.start(status, content_type, headers)
+    async def start(
+        self, status: int, content_type: str, headers: Mapping[str, str], first: bytes = b""
+    ) -> None:
+        await self._keep()
+        await self._reply.start(status, content_type, headers, first)
 
     async def write(self, data: bytes) -> None:
         await self._keep()

@@ -7,16 +7,14 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
-import uvicorn
-
 from tropilla.config import Config, ConfigError
 from tropilla.server.app import Gateway
-from tropilla.server.http import Protocol
+from tropilla.server.http import Listener
 from tropilla.upstream.fleet import Fleet
 
 Again: TypeAlias = Callable[[], tuple[Config, str]]
@@ -25,7 +23,12 @@ Again: TypeAlias = Callable[[], tuple[Config, str]]
 log = logging.getLogger("tropilla")
 
 _BACKLOG = 2048
-_KEEP_ALIVE_SECONDS = 75
+_KEEP_ALIVE = {
+    "TCP_KEEPIDLE": 15,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 30_000,
+}
 _WATCH_SECONDS = 1.0
 """How often it is looked whether the file of settings has changed."""
 _LAST_SECONDS = 2
@@ -48,25 +51,43 @@ def listen(config: Config) -> socket.socket:
             f"Cannot listen on {config.host}:{config.port}: {error.strerror or error}. "
             "Is it in use? Choose another with --port (0 takes any that is free)."
         ) from None
-    # What is accepted inherits this. uvloop sees to it too; asyncio does not, for such a socket.
+    # What is accepted inherits these. uvloop sees to the first too; asyncio does not, for such a
+    # socket. By the others a client is missed that vanished without a word.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return sock
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, ended by the first signal in order, by the second soon, by the third at once.
+class _Run:
+    """One run of the gateway, ended by the first signal in order, by the second soon.
 
     In order: it goes on to listen, and says that it ends, until no request is open or the time for
-    that is over. Answers that are not complete then tell so themselves.
+    that is over. Answers that are not complete then tell so themselves. A third signal does not
+    wait for them.
     """
 
     def __init__(self, gateway: Gateway, config: Config, again: Again | None) -> None:
-        super().__init__(settings(gateway))
         self._gateway = gateway
+        self._listener = Listener(gateway)
         self._settings = config
         self._again = again
         self._patience = [config.drain, 0.0]
         self._draining: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Serve until the end."""
+        self._hear_signals()
+        await self._listener.open(sock)
+        await self._over.wait()
+        await self._listener.close()
+
+    def stop(self) -> None:
+        """End at once."""
+        self._over.set()
 
     def reload(self) -> None:
         """Read the settings again; those that cannot be are refused, and the old ones stay."""
@@ -92,56 +113,38 @@ class _Server(uvicorn.Server):
                 seen = now
                 self.reload()
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """Asked to end, each time with less patience."""
         if self._draining is not None:
             self._draining.cancel()
         if not self._patience:
-            self.force_exit = self.should_exit = True
+            self.stop()
             return
+        self._listener.ending = True
         self._gateway.drain()
         drain = self._drain(self._patience.pop(0))
         self._draining = asyncio.get_running_loop().create_task(drain)
 
     async def _drain(self, seconds: float) -> None:
         await self._idle(seconds)
-        for task in list(self.server_state.tasks):
-            task.cancel()
+        self._listener.give_up()
         await self._idle(_LAST_SECONDS)
-        self.should_exit = True
+        self.stop()
 
     async def _idle(self, seconds: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._gateway.idle.wait()
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def _hear_signals(self) -> None:
         loop = asyncio.get_running_loop()
         with suppress(NotImplementedError, AttributeError):  # Windows
             loop.add_signal_handler(signal.SIGHUP, self.reload)
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
-                loop.add_signal_handler(number, self.end)
+                loop.add_signal_handler(number, self._end)
             except NotImplementedError:  # Windows
-                signal.signal(number, lambda *_: loop.call_soon_threadsafe(self.end))
-        yield
-
-
-def settings(gateway: Gateway) -> uvicorn.Config:
-    """How a gateway is served: nothing is believed that a client says of itself."""
-    return uvicorn.Config(
-        gateway,
-        http=Protocol,
-        ws="none",
-        lifespan="off",
-        proxy_headers=False,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_LAST_SECONDS,
-    )
+                signal.signal(number, lambda *_: loop.call_soon_threadsafe(self._end))
 
 
 def _state(file: Path) -> tuple[int, int] | None:
@@ -176,15 +179,15 @@ async def _serve(
 
     def give_up(message: str) -> None:
         fatal.append(message)
-        server.should_exit = True
+        running.stop()
 
     fleet = Fleet(config, give_up, on_first)
     gateway = Gateway(config, fleet)
-    server = _Server(gateway, config, again)
+    running = _Run(gateway, config, again)
     await fleet.start()
-    watch = asyncio.create_task(server.watch(file)) if file is not None else None
+    watch = asyncio.create_task(running.watch(file)) if file is not None else None
     try:
-        await server.serve(sockets=[sock])
+        await running.serve(sock)
     finally:
         if watch is not None:
             watch.cancel()

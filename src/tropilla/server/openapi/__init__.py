@@ -31,6 +31,7 @@ _REFUSALS = {
     "401": "There is no valid key.",
     "403": "The operator does not allow it.",
     "404": "No such model, or no such thing.",
+    "408": "The body comes too slowly.",
     "413": "The body is too large.",
     "415": "The body is compressed.",
     "429": "Too much at once: `retry-after` says when to come again.",
@@ -100,7 +101,7 @@ _OWN = {
         "ChatRequest",
         "Route",
         None,
-        ("400", "401", "413", "415", "500"),
+        ("400", "401", "408", "413", "415", "500"),
     ),
     "openapi": Shape("This document", None, "Document", None, ("401", "500")),
 }
