@@ -184,6 +184,8 @@ class Chunked:
         self._lacks = 0
         """Bytes of the present chunk that have not come, its line break included."""
         self._trails = False
+        self._trailed = 0
+        """Bytes of what follows the last chunk."""
 
     def feed(self, data: bytes) -> bytes:
         """Take what belongs to this body; what follows it is given back.
@@ -216,13 +218,10 @@ class Chunked:
                 self._lacks = int(size[1], 16)
                 self._trails = not self._lacks
                 self._lacks += 2 if self._lacks else 0
-        self._held = data[at:]
-        if self.complete:
-            rest, self._held = self._held, b""
-            return rest
-        if len(self._held) > MOST_HEAD:
+        self._held = b"" if self.complete else data[at:]
+        if self._trailed + len(self._held) > MOST_HEAD:
             raise Refused("What follows the last chunk is too large.", 431)
-        return b""
+        return data[at:] if self.complete else b""
 
     def _take(self, data: bytes, at: int) -> int:
         """Some of the present chunk; its line break only as a whole."""
@@ -246,6 +245,7 @@ class Chunked:
             self.complete = True
         elif _FIELDS.fullmatch(data, at, end + 2) is None:
             raise Refused("What follows the last chunk is no header.")
+        self._trailed += end + 2 - at
         return end + 2
 
 
