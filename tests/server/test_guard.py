@@ -17,6 +17,7 @@ from conftest import CHAT, Raw, Serve, Served
 from doubles.upstream import Double, chunk, streams, told
 from tropilla.server import http
 from tropilla.server.run import listen
+from tropilla.server.wire import MOST_HEAD
 
 pytestmark = pytest.mark.anyio
 
@@ -98,7 +99,7 @@ async def test_200_megabytes_of_headers_are_not_kept(tropilla: Served) -> None:
     for number in range(200):
         await raw.send(b"X-%d: " % number + b"a" * 10**6 + b"\r\n")
     assert (await raw.head())[0] == 431
-    assert len(connection._held) <= http.MOST_HEAD
+    assert len(connection._held) <= MOST_HEAD
 
 
 async def test_a_refusal_is_read_though_its_client_sends_on(tropilla: Served) -> None:
