@@ -108,6 +108,13 @@ def test_what_are_no_headers(fields: bytes) -> None:
         head(fields=fields)
 
 
+@pytest.mark.parametrize("name", [b"Host", b"Content-Length", b"Transfer-Encoding"])
+def test_what_comes_twice_is_named(name: bytes) -> None:
+    first = b"" if name == b"Host" else H
+    with pytest.raises(Refused, match=f"two headers {name.decode().lower()}"):
+        head(fields=first + (name + b": 1\r\n") * 2)
+
+
 def test_chunks_are_nothing_of_http_1_0() -> None:
     with pytest.raises(Refused):
         head(b"POST / HTTP/1.0", b"Transfer-Encoding: chunked\r\n")
@@ -168,6 +175,7 @@ CHUNKS = {
     "a bare line feed in an extension": b"1;a\nb\r\na\r\n",
     "a bare line feed behind the chunk": b"1\r\na\n0\r\n\r\n",
     "more than its size": b"1\r\nab\r\n0\r\n\r\n",
+    "other bytes for its line break": b"1\r\naXX0\r\n\r\n",
     "less than its size": b"3\r\na\r\n0\r\n\r\n",
     "an extension of a megabyte": b"1;" + b"a" * 2**20,
     "a trailer that is none": b"0\r\nnothing\r\n\r\n",
