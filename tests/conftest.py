@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import aiohttp
 import msgspec
@@ -23,6 +23,9 @@ from tropilla.server.app import Gateway
 from tropilla.server.http import Listener
 from tropilla.upstream.engine import Engine, EngineOptions
 from tropilla.upstream.fleet import Fleet
+
+if TYPE_CHECKING:
+    from tropilla.upstream.siblings import Siblings
 
 
 @pytest.fixture(scope="session")
@@ -238,10 +241,10 @@ Start: TypeAlias = Callable[..., Awaitable[Double]]
 
 
 @asynccontextmanager
-async def served(config: Config) -> AsyncIterator[Served]:
+async def served(config: Config, siblings: Siblings | None = None) -> AsyncIterator[Served]:
     """The real thing: clients' connections, the gateway, its fleet."""
     sock = socket.create_server(("127.0.0.1", 0), backlog=128)
-    fleet = Fleet(config)
+    fleet = Fleet(config, siblings=siblings)
     gateway = Gateway(config, fleet)
     listener = Listener(gateway)
     await fleet.start()

@@ -432,6 +432,40 @@ MODELS = ("m", "x")
 QUEUE = 4
 
 
+# Rule 16: the other processes of the gateway.
+
+
+def test_rule_16_what_a_sibling_holds_is_taken() -> None:
+    pool = herd(seen(2))
+    pool.on_siblings(0, 1)
+    assert given_to(pool.on_request(1, ASK, 0.0)) == {1: 0}
+    assert pool.on_request(2, ASK, 0.0) == [Queue(request=2, place=1)]
+    pool.on_siblings(0, 0)
+    assert given_to(pool.on_tick(1.0)) == {2: 0}
+
+
+def test_rule_16_a_sibling_is_no_stranger() -> None:
+    pool = herd(seen(4))
+    pool.on_siblings(0, 2)
+    pool.on_look(0)
+    pool.on_siblings(0, 1)  # one of them ended while it was looked
+    pool.on_probe(0, seen(4, busy=2), 0.0)
+    assert pool.candidate(0, 0.0).foreign == 1, "what the sibling has, and nothing else"
+
+
+def test_rule_16_what_a_sibling_has_read_is_cached() -> None:
+    pool = herd(seen(), seen())
+    ask = Ask(model="m", chain=tuple(range(20)))
+    assert given_to(pool.on_request(1, ask, 0.0)) == {1: 0}
+    pool.on_done(1, 0.0)
+    other = Ask(model="m", chain=tuple(range(100, 120)), session=7)
+    pool.on_sibling_assigned(1, other.seen())
+    pool.on_sibling_assigned(9, other.seen())  # it has left meanwhile
+    for number in (2, 3):
+        assert given_to(pool.on_request(number, other, 1.0)) == {number: 1}
+
+
+
 class Herd(RuleBasedStateMachine):
     """Whatever happens, in whatever order."""
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tropilla.config import Config
     from tropilla.config.load import Loaded
+    from tropilla.server.run import Serve
     from tropilla.templates import Template
 
 
@@ -83,6 +84,10 @@ if TYPE_CHECKING:
     "--drain", type=click.FloatRange(0, 86400), metavar="SECONDS", show_default="30",
     help="How long open answers may go on once it is asked to end; asked again it ends at once.",
 )  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(1, 256), metavar="N", show_default="1",
+    help="Processes that serve, on the same address and from the same slots.",
+)  # fmt: skip
 @click.pass_context
 def command(context: click.Context, /, **flags: Any) -> None:
     """Serve OpenAI clients from llama.cpp.
@@ -98,9 +103,16 @@ def command(context: click.Context, /, **flags: Any) -> None:
     told = options.loaded(file)
     try:
         config = with_flags(told, **flags)
-        from tropilla.server.run import listen, run  # noqa: PLC0415
+        if config.workers == 1:
+            from tropilla.server.run import listen, run  # noqa: PLC0415
 
-        sock = listen(config)
+            sock = listen(config)
+            serve: Serve = run
+        else:
+            from tropilla.server.processes import claim, run_several  # noqa: PLC0415
+
+            sock = claim(config)
+            serve = run_several
     except ConfigError as error:
         raise click.UsageError(str(error), context) from None
     base = base_of(sock)
@@ -110,7 +122,7 @@ def command(context: click.Context, /, **flags: Any) -> None:
         if config.upstreams or config.models:
             click.echo(try_it(config, base, model))
 
-    fatal = run(config, sock, first, _again(file, config, flags), told.file)
+    fatal = serve(config, sock, first, _again(file, config, flags), told.file)
     if fatal is not None:
         raise click.ClickException(fatal)
 
@@ -168,6 +180,7 @@ def with_flags(
     any_model: bool | None,
     allow_admin: bool | None,
     drain: float | None,
+    workers: int | None,
     **classic: str | None,
 ) -> Config:
     """What the flags make of a config: they win, setting by setting.
@@ -211,6 +224,8 @@ def with_flags(
         over["allow_admin"] = allow_admin
     if drain is not None:
         over["drain"] = drain
+    if workers is not None:
+        over["workers"] = workers
     return msgspec.structs.replace(config, **over)
 
 

@@ -129,6 +129,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that wait for a free slot."""
     responses: ResponsesConfig = ResponsesConfig()
     """What is kept of the Responses API."""
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    """Processes that serve; one per core is enough, and one for some thousands of streams."""
     template: Template | None = None
     """For every model that has none of its own; `auto` leaves it to the server."""
     any_model: bool = False

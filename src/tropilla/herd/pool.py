@@ -10,7 +10,7 @@ Whoever drives it does every effect, in order, before the next event.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import ceil
 from types import MappingProxyType
 from typing import Literal, TypeAlias
@@ -58,6 +58,10 @@ class Ask(Value, frozen=True, kw_only=True):
     """Whether it waits for a slot, or does without."""
     since: float | None = None
     """When it first came, if it comes again."""
+
+    def seen(self) -> tuple[int, ...]:
+        """What an upstream has in its cache that served it."""
+        return self.chain if self.session is None else (self.session, *self.chain)
 
 
 class Assign(Value, frozen=True, kw_only=True):
@@ -157,7 +161,7 @@ class _Member:
 
     __slots__ = (
         "back_at", "deaths", "draining", "failures", "foreign", "held", "out_until", "peak",
-        "quarantines", "seen", "served", "wide",
+        "quarantines", "seen", "served", "siblings", "siblings_peak", "wide",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -169,6 +173,9 @@ class _Member:
         """Of these, all that were taken since a probe began to look."""
         self.served = 0
         self.foreign = 0
+        self.siblings = 0
+        """Slots that other processes of this gateway hold."""
+        self.siblings_peak = 0
         self.failures = 0
         self.quarantines = 0
         self.out_until: float | None = None
@@ -233,6 +240,18 @@ class Pool:
         """A probe begins: whatever is ours from now on may be among what it finds busy."""
         if (member := self._members.get(upstream)) is not None:
             member.peak = member.wide
+            member.siblings_peak = member.siblings
+
+    def on_siblings(self, upstream: int, taken: int) -> None:
+        """Other processes of this gateway hold so many slots of an upstream (rule 16)."""
+        if (member := self._members.get(upstream)) is not None:
+            member.siblings = taken
+            member.siblings_peak = max(member.siblings_peak, taken)
+
+    def on_sibling_assigned(self, upstream: int, chain: Iterable[int]) -> None:
+        """An upstream reads a prompt that another process of this gateway gave it."""
+        if upstream in self._members:
+            self.affinity.saw(upstream, chain)
 
     def on_probe(self, upstream: int, seen: Seen, now: float) -> list[Effect]:
         """A probe has come back."""
@@ -240,7 +259,7 @@ class Pool:
         if member is None:
             return []
         was, member.seen = member.seen, seen
-        member.foreign = max(0, (seen.busy or 0) - member.peak)
+        member.foreign = max(0, (seen.busy or 0) - member.peak - member.siblings_peak)
         if seen.state == "ready":
             if member.out_until is not None and member.out_until <= now:
                 member.out_until = None  # rule 11: a real probe brings it back
@@ -365,6 +384,10 @@ class Pool:
         """How many slots of an upstream are leased."""
         return self._members[upstream].held
 
+    def wide(self, upstream: int) -> int:
+        """How many slots of an upstream what is leased may take."""
+        return self._members[upstream].wide
+
     def place(self, request: int) -> int:
         """Where in the queue a request is; 0 if it does not wait."""
         entry = self._waiting.get(request)
@@ -420,7 +443,7 @@ class Pool:
             slots=self._slots(member, now) if ask.slots else None,
             weight=seen.models.get(name, 1.0),
             leases=member.held,
-            foreign=member.foreign,
+            foreign=member.foreign + member.siblings,
             served=member.served,
             draining=member.draining,
             quarantined=member.out_until is not None,
@@ -466,8 +489,7 @@ class Pool:
         self._turns[ask.key] = self._turn
         expected = self._expect(upstream, ask)
         self._held[request] = _Held(ask, upstream, member, expected, member.deaths)
-        session = () if ask.session is None else (ask.session,)
-        self.affinity.saw(upstream, (*session, *ask.chain))
+        self.affinity.saw(upstream, ask.seen())
         return Assign(request=request, upstream=upstream, waited=now - since, expected=expected)
 
     def _release(self, request: int, now: float) -> list[Effect]:
@@ -544,7 +566,7 @@ class Pool:
     def _has_free(self, now: float) -> bool:
         for member in self._members.values():
             slots = self._slots(member, now)
-            if slots is None or member.held + member.foreign < slots:
+            if slots is None or member.held + member.foreign + member.siblings < slots:
                 return True
         return False
 

@@ -10,15 +10,23 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from tropilla.config import Config, ConfigError
 from tropilla.server.app import Gateway
 from tropilla.server.http import Listener
 from tropilla.upstream.fleet import Fleet
 
+if TYPE_CHECKING:
+    from tropilla.upstream.siblings import Siblings
+
 Again: TypeAlias = Callable[[], tuple[Config, str]]
 """Reads the settings again, and says what is new in them; raises `ConfigError`."""
+
+Serve: TypeAlias = Callable[
+    [Config, socket.socket, Callable[[str], None], Again | None, Path | None], str | None
+]
+"""`run`, or what does the same with several processes."""
 
 log = logging.getLogger("tropilla")
 
@@ -35,8 +43,8 @@ _LAST_SECONDS = 2
 """How long answers may take to say that they are cut short."""
 
 
-def listen(config: Config) -> socket.socket:
-    """Take the address before anything else is started.
+def listen(config: Config, *, shared: bool = False) -> socket.socket:
+    """Take the address before anything else is started; others may, too, if it is `shared`.
 
     Raises:
         ConfigError: it cannot be had.
@@ -44,7 +52,7 @@ def listen(config: Config) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         sock = socket.create_server(
-            (config.host, config.port), family=family, backlog=_BACKLOG, reuse_port=False
+            (config.host, config.port), family=family, backlog=_BACKLOG, reuse_port=shared
         )
     except OSError as error:
         raise ConfigError(
@@ -113,6 +121,11 @@ class _Run:
                 seen = now
                 self.reload()
 
+    def end_with(self, life: int) -> None:
+        """Whoever has started this process is no more."""
+        asyncio.get_running_loop().remove_reader(life)
+        self._end()
+
     def _end(self) -> None:
         """Asked to end, each time with less patience."""
         if self._draining is not None:
@@ -161,7 +174,7 @@ def _check(old: Config, new: Config) -> None:
     Raises:
         ConfigError: something has.
     """
-    for name in ("listen", "engine", "responses"):
+    for name in ("listen", "engine", "responses", "workers"):
         if getattr(old, name) != getattr(new, name):
             raise ConfigError(f"{name} changes only with a restart.")
     if bool(old.models or old.upstreams) != bool(new.models or new.upstreams):
@@ -174,6 +187,8 @@ async def _serve(
     on_first: Callable[[str], None],
     again: Again | None,
     file: Path | None,
+    siblings: Siblings | None,
+    life: int | None,
 ) -> str | None:
     fatal: list[str] = []
 
@@ -181,10 +196,12 @@ async def _serve(
         fatal.append(message)
         running.stop()
 
-    fleet = Fleet(config, give_up, on_first)
+    fleet = Fleet(config, give_up, on_first, siblings)
     gateway = Gateway(config, fleet)
     running = _Run(gateway, config, again)
     await fleet.start()
+    if life is not None:
+        asyncio.get_running_loop().add_reader(life, running.end_with, life)
     watch = asyncio.create_task(running.watch(file)) if file is not None else None
     try:
         await running.serve(sock)
@@ -202,11 +219,15 @@ def run(
     on_first: Callable[[str], None],
     again: Again | None = None,
     file: Path | None = None,
+    siblings: Siblings | None = None,
+    life: int | None = None,
 ) -> str | None:
     """Serve until a signal ends it, or until it is no use to go on: then, why.
 
     `on_first` hears the name of a model once there is one that can be asked. `again` reads the
     settings anew, and says what is new in them: it is called on `SIGHUP`, and when `file` changes.
+    `siblings` are the other processes of this gateway, and `life` is a pipe that ends with the one
+    that has started them.
     """
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if sys.platform != "win32":
@@ -214,4 +235,4 @@ def run(
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(_serve(config, sock, on_first, again, file))
+        return runner.run(_serve(config, sock, on_first, again, file, siblings, life))

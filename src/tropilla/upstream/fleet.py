@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
+from typing import TYPE_CHECKING, TypeVarTuple
 
 import msgspec
 
@@ -36,6 +37,11 @@ from tropilla.upstream.engine import Engine, EngineOptions, EngineProblem, Engin
 from tropilla.upstream.http import Link
 from tropilla.upstream.member import Offer, Upstream, upstreams_of
 from tropilla.upstream.probe import NO_LIFE, busy_slots, probe
+
+if TYPE_CHECKING:
+    from tropilla.upstream.siblings import Siblings
+
+Told = TypeVarTuple("Told")
 
 PATIENCE_SECONDS = 10.0
 """How long a request waits for an upstream that is starting."""
@@ -101,6 +107,7 @@ class Fleet:
         config: the upstreams, or the engine to run in their place.
         on_fatal: called with a message when it is no use to go on.
         on_first: called once, with the name of the first model that can be asked.
+        siblings: the other processes of the gateway, if it has more than one.
     """
 
     def __init__(
@@ -108,8 +115,10 @@ class Fleet:
         config: Config,
         on_fatal: Callable[[str], None] | None = None,
         on_first: Callable[[str], None] | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
         self._config = config
+        self._siblings = siblings
         self._on_fatal = on_fatal or log.error
         self._on_first = on_first
         self._tasks: list[asyncio.Task[None]] = []
@@ -129,6 +138,8 @@ class Fleet:
     async def start(self) -> None:
         """Begin to look for the upstreams; returns at once."""
         self._tasks.append(asyncio.create_task(self._tick()))
+        if self._siblings is not None:
+            asyncio.get_running_loop().add_reader(self._siblings.fileno(), self._hear)
         for upstream in upstreams_of(self._config):
             self._join(upstream)
         if not self.upstreams:
@@ -146,7 +157,9 @@ class Fleet:
         for key, one in wanted.items():
             if key in known:
                 known[key].take(one)
-                self._do(self.pool.on_probe(known[key].number, known[key].seen(None), self._now()))
+                self._tell_pool(
+                    self.pool.on_probe, known[key].number, known[key].seen(None), self._now()
+                )
             else:
                 self._join(one)
         for key, one in known.items():
@@ -154,17 +167,19 @@ class Fleet:
                 one.leaves = True
                 one.offers = one.named = {}
                 one.found = None
-                self._do(self.pool.on_drain(one.number, self._now()))
+                self._tell_pool(self.pool.on_drain, one.number, self._now())
                 self._tasks.append(asyncio.create_task(self._leave(one)))
         self._tell()
 
     def drain(self) -> None:
         """Take nobody new, and let nobody wait."""
-        self._do(self.pool.on_end())
+        self._tell_pool(self.pool.on_end)
 
     async def stop(self) -> None:
         """End everything that was started."""
-        self._do(self.pool.on_end())
+        self._tell_pool(self.pool.on_end)
+        if self._siblings is not None:
+            asyncio.get_running_loop().remove_reader(self._siblings.fileno())
         tasks = [*self._tasks, *self._watches.values()]
         for task in tasks:
             task.cancel()
@@ -176,11 +191,25 @@ class Fleet:
         if self._engine is not None:
             await self._engine.stop()
 
+    def _hear(self) -> None:
+        """Other processes have freed slots, or say what an upstream reads."""
+
+        def told(column: int, chain: Sequence[int]) -> None:
+            for one in self.upstreams:
+                if one.column == column:
+                    self.pool.on_sibling_assigned(one.number, chain)
+
+        if self._siblings is not None:
+            self._siblings.hear(lambda: self._tell_pool(self.pool.on_tick, self._now()), told)
+
     # Watching.
 
     def _join(self, upstream: Upstream) -> None:
         upstream.number = len(self._numbered)  # nobody gets the number of one that has left
         self._numbered[upstream.number] = upstream
+        if self._siblings is not None:
+            with self._siblings.locked():
+                upstream.column = self._siblings.column(upstream.key)
         upstream.max_scored_tokens = self._config.max_scored_tokens
         self.upstreams.append(upstream)
         # The probe that this asks for is the first thing that watching does.
@@ -196,14 +225,14 @@ class Fleet:
         with suppress(asyncio.CancelledError):
             await watch
         self.upstreams.remove(upstream)
-        self._do(self.pool.on_leave(upstream.number, self._now()))
+        self._tell_pool(self.pool.on_leave, upstream.number, self._now())
         await upstream.link.close()
         log.info("%s is served no more.", upstream.name)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            self._do(self.pool.on_tick(self._now()))
+            self._tell_pool(self.pool.on_tick, self._now())
             for upstream in self.upstreams:
                 for one in upstream.silent(monotonic()):
                     log.warning("%s is dead: three signs of life did not come.", upstream.name)
@@ -308,7 +337,7 @@ class Fleet:
     ) -> None:
         news = state != upstream.state
         upstream.state, upstream.problem = state, problem
-        self._do(self.pool.on_probe(upstream.number, upstream.seen(busy), self._now()))
+        self._tell_pool(self.pool.on_probe, upstream.number, upstream.seen(busy), self._now())
         if not news:
             return
         if state == "ready":
@@ -388,7 +417,7 @@ class Fleet:
             ticket.request = request
         lease: Lease | None = None
         try:
-            self._do(self.pool.on_request(request, ask, self._now()))
+            self._tell_pool(self.pool.on_request, request, ask, self._now())
             assigned = asked.given or await asked.wait()
             upstream = self._numbered[assigned.upstream]
             upstream.leases += 1
@@ -401,7 +430,7 @@ class Fleet:
                 lease.upstream.leases -= 1
                 if not lease.upstream.leases:
                     lease.upstream.left.set()
-            self._do(self._end(request, lease))
+            self._tell_pool(self._end, request, lease)
 
     def place(self, ticket: Ticket) -> int:
         """The place of a request in the queue; 0 if it does not wait."""
@@ -415,12 +444,32 @@ class Fleet:
             return self.pool.on_failure(request, lease.blame, now)
         return self.pool.on_done(request, now, lease.cached)
 
+    def _tell_pool(self, event: Callable[[*Told], Sequence[Effect]], *args: *Told) -> None:
+        """Tell the pool what happens, and do what it decides."""
+        siblings = self._siblings
+        if siblings is None:
+            self._do(event(*args))
+            return
+        with siblings.locked():
+            for one in self.upstreams:
+                self.pool.on_siblings(one.number, siblings.taken(one.column))
+            effects = event(*args)
+            fewer = [
+                siblings.hold(one.column, self.pool.wide(one.number)) for one in self.upstreams
+            ]
+            siblings.wait(self.pool.waiting)
+        self._do(effects)
+        if any(fewer):
+            siblings.wake()
+
     def _do(self, effects: Sequence[Effect]) -> None:
-        """Do what the pool has decided."""
         for effect in effects:
             match effect:
                 case Assign(request=request):
-                    self._asked[request].take(effect)
+                    asked = self._asked[request]
+                    asked.take(effect)
+                    if self._siblings is not None and (seen := asked.ask.seen()):
+                        self._siblings.tell(self._numbered[effect.upstream].column, seen)
                 case Reject(request=request, why=why):
                     asked = self._asked[request]
                     asked.refuse(ProblemError(self._refusal(asked.ask, why)))

@@ -56,6 +56,8 @@ class Upstream:
     ) -> None:
         self.number = 0
         """What the pool calls it."""
+        self.column = 0
+        """Where the processes of the gateway tell each other of it."""
         self.key: tuple[object, ...] = ()
         """What makes it another server than the next, in the config."""
         self.leaves = False
