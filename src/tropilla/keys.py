@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 
 class Keys:
@@ -20,26 +20,20 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def admit(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether a request with these headers (names in lower case) may pass."""
-        if not self._digests:
-            return True
-        passed = False
-        for offered in _offered(headers):
-            passed |= _digest(offered) in self
-        return passed
+    def owner(self, headers: Mapping[bytes, bytes]) -> str | None:
+        """Whose request this is, by its headers (names in lower case); `None` may not pass.
 
-    def owner(self, headers: Mapping[bytes, bytes]) -> str:
-        """Whose request this is: a name for the key it shows, which does not show the key.
-
-        Where any client may ask, they are all the same one.
+        It is a name for the key that it shows, which does not show the key. Where any client may
+        ask, they are all the same one, without a name.
         """
         if not self._digests:
             return ""
-        return next(
-            (digest.hex()[:32] for key in _offered(headers) if (digest := _digest(key)) in self),
-            "",
-        )
+        found = None
+        for offered in _offered(headers):
+            digest = _digest(offered)
+            if digest in self and found is None:
+                found = digest.hex()[:32]
+        return found
 
     def __contains__(self, digest: bytes) -> bool:
         found = False
@@ -48,7 +42,7 @@ class Keys:
         return found
 
 
-def _offered(headers: Mapping[bytes, bytes]) -> Iterable[bytes]:
+def _offered(headers: Mapping[bytes, bytes]) -> Iterator[bytes]:
     """Every key a client shows: OpenAI's way, Anthropic's, and Azure's."""
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() == b"bearer":

@@ -120,8 +120,10 @@ class Gateway:
         action = methods.get(method) if methods else None
         if isinstance(action, Generate | Measure | Forward | Count | Kept):
             call.dialect = dialects.named(action.dialect)
-        if action != _HEALTH and not self._keys.admit(call.headers):
+        owner = self._keys.owner(call.headers)
+        if owner is None and action != _HEALTH:
             raise ProblemError(_unauthenticated(call.headers))
+        call.owner = owner or ""
         if methods is None:
             raise ProblemError(Problem(kind="not_found", message="File Not Found"))
         match action:
@@ -152,7 +154,7 @@ class Gateway:
         origin = relay.Origin(
             reply.request_id.removeprefix("req_"),
             int(time.time()),
-            key=self._keys.owner(call.headers) or call.client,
+            key=call.owner or call.client,
             session=call.text(b"x-session-id") or (hint if type(hint) is str else ""),
             body=hash(data),
             began=reply.began,
@@ -168,25 +170,19 @@ class Gateway:
     async def _turn(self, call: Call, action: Generate, body: JsonObject, reply: Reply) -> Turn:
         if action.dialect == responses.NAME:
             unique = reply.request_id.removeprefix("req_")
-            owner = self._keys.owner(call.headers)
-            return await self._responses.turn(body, action.path, owner, reply, unique)
+            return await self._responses.turn(body, action.path, call.owner, reply, unique)
         return Turn(call.dialect, call.dialect.parse_request(body, action.path), reply)
 
     async def _count(self, call: Call, action: Count, reply: Reply) -> None:
-        body, owner = (
-            _object(await call.body(self._config.max_body)),
-            self._keys.owner(call.headers),
-        )
+        body = _object(await call.body(self._config.max_body))
         if action.dialect == responses.NAME:
-            request = await self._responses.read(body, action.path, owner)
+            request = await self._responses.read(body, action.path, call.owner)
         else:
             request = call.dialect.parse_request(body, action.path)
-        key = owner or call.client
-        await relay.count(request, key, fleet=self._fleet, reply=reply)
+        await relay.count(request, call.owner or call.client, fleet=self._fleet, reply=reply)
 
     async def _kept(self, call: Call, action: Kept, reply: Reply) -> None:
-        owner = self._keys.owner(call.headers)
-        await self._responses.answer(action.what, action.id, call.head.query, owner, reply)
+        await self._responses.answer(action.what, action.id, call.head.query, call.owner, reply)
 
     async def _measure(self, call: Call, action: Measure, reply: Reply) -> None:
         body = _object(await call.body(self._config.max_body))
@@ -260,7 +256,7 @@ class Gateway:
         if not isinstance(action, Generate):
             raise Malformed(f"'{path}' is no path at which text is wanted.", param="path")
         request = dialects.named(action.dialect).parse_request(body, action.path)
-        ask = relay.ask_of(request, relay.Origin("", 0, key=self._keys.owner(call.headers)))
+        ask = relay.ask_of(request, relay.Origin("", 0, key=call.owner))
         await reply.whole(200, msgspec.json.encode(herd.route(self._fleet, ask)))
 
     async def _health(self, reply: Reply) -> None:

@@ -9,10 +9,11 @@ is one look a second at all connections, and no timer of their own: a token pass
 from __future__ import annotations
 
 import asyncio
+import io
+import os
 import re
 import socket
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from email.utils import formatdate
@@ -59,7 +60,17 @@ _LAST_SECONDS = 2.0
 class Call:
     """One request of a client: its head, then its body, then whether it is still there."""
 
-    __slots__ = ("_connection", "allowed", "dialect", "head", "headers", "method", "path", "reply")
+    __slots__ = (
+        "_connection",
+        "allowed",
+        "dialect",
+        "head",
+        "headers",
+        "method",
+        "owner",
+        "path",
+        "reply",
+    )
 
     def __init__(self, connection: Connection, told: Head) -> None:
         self._connection = connection
@@ -69,9 +80,11 @@ class Call:
         """In whose envelope a refusal is; whoever answers says so first."""
         self.allowed = ""
         """The methods of its path, once it is refused for its own."""
+        self.owner = ""
+        """Whose it is, once that is known; empty for those who need no key."""
         self.reply = Reply(
             connection,
-            f"req_{uuid.uuid4().hex}",
+            _request_id(),
             headless=told.method == "HEAD",
             old=told.old,
         )
@@ -293,7 +306,7 @@ class Connection(asyncio.Protocol):
         """Say that this is no request, in the envelope that most clients can read."""
         body = render_problem(Problem(kind="malformed", message=message), status)
         more = {
-            "x-request-id": f"req_{uuid.uuid4().hex}",
+            "x-request-id": _request_id(),
             "connection": "close",
             "content-length": str(len(body)),
         }
@@ -520,6 +533,18 @@ def _most_connections() -> int:
     if files == resource.RLIM_INFINITY:
         return 1 << 20
     return max((files - _SPARE_FILES) // 2, files // 4)
+
+
+_chance = io.BytesIO()
+
+
+def _request_id() -> str:
+    """A name for a request that nobody can guess; chance is fetched for many of them at once."""
+    global _chance  # noqa: PLW0603
+    if not (some := _chance.read(16)):
+        _chance = io.BytesIO(os.urandom(16 * 256))
+        some = _chance.read(16)
+    return f"req_{some.hex()}"
 
 
 def _too_large(limit: int) -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -39,6 +40,8 @@ _KEEP_ALIVE = {
 }
 _WATCH_SECONDS = 1.0
 """How often it is looked whether the file of settings has changed."""
+_YOUNG = 10_000
+"""New objects after which Python looks for cycles among them; 700 is what it does by itself."""
 _LAST_SECONDS = 2
 """How long answers may take to say that they are cut short."""
 
@@ -200,6 +203,11 @@ async def _serve(
     gateway = Gateway(config, fleet)
     running = _Run(gateway, config, again)
     await fleet.start()
+    # What is there now stays: looking through it again and again would find nothing. A request
+    # leaves no cycles behind, so those of failures may wait a little longer too.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG)
     if life is not None:
         asyncio.get_running_loop().add_reader(life, running.end_with, life)
     watch = asyncio.create_task(running.watch(file)) if file is not None else None

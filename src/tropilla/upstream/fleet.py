@@ -240,9 +240,8 @@ class Fleet:
                     one.give_up()
             self.looks += 1
 
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
+    # Not the loop's time: in Python 3.11 asking for the loop is a system call.
+    _now = staticmethod(monotonic)
 
     async def _run_engine(self, config: EngineConfig) -> None:
         engine = self._engine = Engine(
