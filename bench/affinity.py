@@ -164,7 +164,7 @@ async def served(engines: list[Engine]) -> AsyncIterator[str]:
     """A gateway in front of them, with an empty memory."""
     urls = tuple(UpstreamConfig(url=one.address) for one in engines)
     config = Config(listen="127.0.0.1:0", upstreams=urls)
-    sock, fleet = listen(config), Fleet(config)
+    (sock,), fleet = listen(config), Fleet(config)
     listener = Listener(Gateway(config, fleet))
     await fleet.start()
     await listener.open(sock)

@@ -104,7 +104,7 @@ def gateway(url: str, **config: Any) -> Iterator[Client]:
     it = msgspec.structs.replace(
         Config(listen="127.0.0.1:0", upstreams=(upstream,), any_model=True), **config
     )
-    sock = listen(it)
+    (sock,) = listen(it)
     port = sock.getsockname()[1]
     loops: list[asyncio.AbstractEventLoop] = []
     over = asyncio.Event()

@@ -42,9 +42,10 @@ def told(
     """What the gateway would be told."""
     found: list[Config] = []
 
-    def serves(config: Config, sock: socket.socket, *_: object) -> None:
+    def serves(config: Config, sockets: list[socket.socket], *_: object) -> None:
         found.append(config)
-        sock.close()
+        for sock in sockets:
+            sock.close()
 
     monkeypatch.setattr(run, "run", serves)
     monkeypatch.setattr(sys, "argv", ["tropilla", "serve", *arguments])
@@ -512,3 +513,18 @@ def test_the_engine_of_a_file_is_served_by_its_name(tmp_path: Path) -> None:
         assert (status, msgspec.json.decode(body)["model"]) == (200, "mine")
         process.terminate()
         process.communicate(timeout=DEADLINE)
+
+
+def test_everything_is_served_on_ollamas_port_too(free_port: int) -> None:
+    with (
+        llama(4300) as double,
+        serving("--upstream", double.url, "--ollama-port", str(free_port)) as (_, address, _),
+    ):
+        for each in (address, f"127.0.0.1:{free_port}"):
+            assert ask(each, "GET", "/health")[0] in {200, 503}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = cli("serve", "--port", "0", "--ollama-port", str(port))
+    assert result.exit_code == 2
+    assert f"127.0.0.1:{port}" in result.output
+    assert "--ollama-port." in result.output

@@ -359,8 +359,9 @@ async def test_what_is_cut_short_has_no_end(gateway: Serve, double: Double) -> N
 
 
 def test_a_listener_finds_clients_that_vanished() -> None:
-    config: Any = type("Config", (), {"host": "127.0.0.1", "port": 0})
-    with listen(config) as sock:
+    config: Any = type("Config", (), {"host": "127.0.0.1", "port": 0, "ollama_port": 0})
+    (first,) = listen(config)
+    with first as sock:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         if hasattr(socket, "TCP_USER_TIMEOUT"):

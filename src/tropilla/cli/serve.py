@@ -85,6 +85,10 @@ if TYPE_CHECKING:
     help="How long open answers may go on once it is asked to end; asked again it ends at once.",
 )  # fmt: skip
 @click.option(
+    "--ollama-port", type=click.IntRange(0, 65535), metavar="PORT",
+    help="A second port, for programs that look for Ollama on 11434 and nowhere else; 0 for none.",
+)  # fmt: skip
+@click.option(
     "--workers", type=click.IntRange(1, 256), metavar="N", show_default="1",
     help="Processes that serve, on the same address and from the same slots.",
 )  # fmt: skip
@@ -106,23 +110,23 @@ def command(context: click.Context, /, **flags: Any) -> None:
         if config.workers == 1:
             from tropilla.server.run import listen, run  # noqa: PLC0415
 
-            sock = listen(config)
+            sockets = listen(config)
             serve: Serve = run
         else:
             from tropilla.server.processes import claim, run_several  # noqa: PLC0415
 
-            sock = claim(config)
+            sockets = claim(config)
             serve = run_several
     except ConfigError as error:
         raise click.UsageError(str(error), context) from None
-    base = base_of(sock)
+    base = base_of(sockets[0])
     click.echo(banner(config, base, told.file))
 
     def first(model: str) -> None:
         if config.upstreams or config.models:
             click.echo(try_it(config, base, model))
 
-    fatal = serve(config, sock, first, _again(file, config, flags), told.file)
+    fatal = serve(config, sockets, first, _again(file, config, flags), told.file)
     if fatal is not None:
         raise click.ClickException(fatal)
 
@@ -181,6 +185,7 @@ def with_flags(
     allow_admin: bool | None,
     drain: float | None,
     workers: int | None,
+    ollama_port: int | None,
     **classic: str | None,
 ) -> Config:
     """What the flags make of a config: they win, setting by setting.
@@ -226,6 +231,8 @@ def with_flags(
         over["drain"] = drain
     if workers is not None:
         over["workers"] = workers
+    if ollama_port is not None:
+        over["ollama_port"] = ollama_port
     return msgspec.structs.replace(config, **over)
 
 

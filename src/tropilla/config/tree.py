@@ -117,6 +117,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     listen: Listen = "127.0.0.1:8081"
     """HOST:PORT; port 0 takes any that is free."""
+    ollama_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """A second port, for programs that look for Ollama on 11434 and nowhere else; 0 for none."""
     api_keys: tuple[Secret, ...] = ()
     """The keys that clients must show; none at all lets anybody ask."""
     models: Annotated[dict[Name, ModelConfig], Meta(min_length=1)] = {}

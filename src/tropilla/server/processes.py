@@ -33,8 +33,8 @@ _SHORT_LIVES = 3
 """So many in a row, and it is no use to start another."""
 
 
-def claim(config: Config) -> socket.socket:
-    """Take the address, on which each process will have a socket of its own.
+def claim(config: Config) -> list[socket.socket]:
+    """Take the addresses, on which each process will have sockets of its own.
 
     Raises:
         ConfigError: it cannot be had, or processes cannot share one here.
@@ -43,19 +43,20 @@ def claim(config: Config) -> socket.socket:
         raise ConfigError("workers: the embedded engine serves one process; name an upstream.")
     if not hasattr(socket, "SO_REUSEPORT") or not hasattr(os, "fork"):
         raise ConfigError("workers: this system has no address for several processes; take 1.")
-    listen(config).close()  # is it in use? Nobody else may listen there too.
+    for sock in listen(config):  # is it in use? Nobody else may listen there too.
+        sock.close()
     return listen(config, shared=True)
 
 
 def run_several(
     config: Config,
-    sock: socket.socket,
+    sockets: Sequence[socket.socket],
     on_first: Callable[[str], None],
     again: Again | None = None,
     file: Path | None = None,
 ) -> str | None:
     """Serve with as many processes as the config says, as `run` does with one."""
-    host, port = sock.getsockname()[:2]
+    host, port = sockets[0].getsockname()[:2]
     with tempfile.TemporaryDirectory(prefix="tropilla-") as folder:
         own: dict[str, object] = {"listen": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"}
         if config.responses.store == "memory":
@@ -74,7 +75,7 @@ def run_several(
         each = again_with_own if again is not None else None
         config = with_own(config)
         more = [listen(config, shared=True) for _ in range(1, config.workers)]
-        return _Processes(config, [sock, *more], on_first, each, file).serve()
+        return _Processes(config, [sockets, *more], on_first, each, file).serve()
 
 
 def _same(name: str, one: Config, other: Config) -> bool:
@@ -87,14 +88,14 @@ class _Processes:
     def __init__(
         self,
         config: Config,
-        sockets: Sequence[socket.socket],
+        sockets: Sequence[Sequence[socket.socket]],
         on_first: Callable[[str], None],
         again: Again | None,
         file: Path | None,
     ) -> None:
         self._config = config
         self._sockets = sockets
-        """One for each: who comes while it is started again waits in it."""
+        """Those of each: who comes while it is started again waits in them."""
         self._on_first = on_first
         self._again = again
         self._file = file

@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -25,7 +25,7 @@ Again: TypeAlias = Callable[[], tuple[Config, str]]
 """Reads the settings again, and says what is new in them; raises `ConfigError`."""
 
 Serve: TypeAlias = Callable[
-    [Config, socket.socket, Callable[[str], None], Again | None, Path | None], str | None
+    [Config, Sequence[socket.socket], Callable[[str], None], Again | None, Path | None], str | None
 ]
 """`run`, or what does the same with several processes."""
 
@@ -38,6 +38,7 @@ _KEEP_ALIVE = {
     "TCP_KEEPCNT": 3,
     "TCP_USER_TIMEOUT": 30_000,
 }
+_ANY_PORT = {"--port": " (0 takes any that is free)"}
 _WATCH_SECONDS = 1.0
 """How often it is looked whether the file of settings has changed."""
 _YOUNG = 10_000
@@ -46,21 +47,34 @@ _LAST_SECONDS = 2
 """How long answers may take to say that they are cut short."""
 
 
-def listen(config: Config, *, shared: bool = False) -> socket.socket:
-    """Take the address before anything else is started; others may, too, if it is `shared`.
+def listen(config: Config, *, shared: bool = False) -> list[socket.socket]:
+    """Take the addresses before anything else is started; the first one is told to people.
+
+    Other processes may take them, too, if they are `shared`.
 
     Raises:
-        ConfigError: it cannot be had.
+        ConfigError: one cannot be had.
     """
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    found = [_listen(config.host, config.port, "--port", shared=shared)]
+    if config.ollama_port:
+        try:
+            found.append(_listen(config.host, config.ollama_port, "--ollama-port", shared=shared))
+        except ConfigError:
+            found[0].close()
+            raise
+    return found
+
+
+def _listen(host: str, port: int, flag: str, *, shared: bool) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         sock = socket.create_server(
-            (config.host, config.port), family=family, backlog=_BACKLOG, reuse_port=shared
+            (host, port), family=family, backlog=_BACKLOG, reuse_port=shared
         )
     except OSError as error:
         raise ConfigError(
-            f"Cannot listen on {config.host}:{config.port}: {error.strerror or error}. "
-            "Is it in use? Choose another with --port (0 takes any that is free)."
+            f"Cannot listen on {host}:{port}: {error.strerror or error}. "
+            f"Is it in use? Choose another with {flag}{_ANY_PORT.get(flag, '')}."
         ) from None
     # What is accepted inherits these. uvloop sees to the first too; asyncio does not, for such a
     # socket. By the others a client is missed that vanished without a word.
@@ -89,10 +103,11 @@ class _Run:
         self._draining: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
 
-    async def serve(self, sock: socket.socket) -> None:
+    async def serve(self, sockets: Sequence[socket.socket]) -> None:
         """Serve until the end."""
         self._hear_signals()
-        await self._listener.open(sock)
+        for sock in sockets:
+            await self._listener.open(sock)
         await self._over.wait()
         await self._listener.close()
 
@@ -177,7 +192,7 @@ def _check(old: Config, new: Config) -> None:
     Raises:
         ConfigError: something has.
     """
-    for name in ("listen", "engine", "responses", "workers"):
+    for name in ("listen", "ollama_port", "engine", "responses", "workers"):
         if getattr(old, name) != getattr(new, name):
             raise ConfigError(f"{name} changes only with a restart.")
     if bool(old.models or old.upstreams) != bool(new.models or new.upstreams):
@@ -186,7 +201,7 @@ def _check(old: Config, new: Config) -> None:
 
 async def _serve(
     config: Config,
-    sock: socket.socket,
+    sockets: Sequence[socket.socket],
     on_first: Callable[[str], None],
     again: Again | None,
     file: Path | None,
@@ -212,7 +227,7 @@ async def _serve(
         asyncio.get_running_loop().add_reader(life, running.end_with, life)
     watch = asyncio.create_task(running.watch(file)) if file is not None else None
     try:
-        await running.serve(sock)
+        await running.serve(sockets)
     finally:
         if watch is not None:
             watch.cancel()
@@ -223,7 +238,7 @@ async def _serve(
 
 def run(
     config: Config,
-    sock: socket.socket,
+    sockets: Sequence[socket.socket],
     on_first: Callable[[str], None],
     again: Again | None = None,
     file: Path | None = None,
@@ -243,4 +258,4 @@ def run(
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(_serve(config, sock, on_first, again, file, siblings, life))
+        return runner.run(_serve(config, sockets, on_first, again, file, siblings, life))
