@@ -15,6 +15,7 @@ import yaml
 from tropilla.config import (
     Config,
     EngineConfig,
+    FailuresConfig,
     ModelConfig,
     QueueConfig,
     ResponsesConfig,
@@ -199,14 +200,22 @@ def test_the_examples_of_the_page_are_fine(
     validator.validate(seen(text))
 
 
+INNER: dict[str, type[TimeoutsConfig | FailuresConfig]] = {
+    "timeouts": TimeoutsConfig,
+    "failures": FailuresConfig,
+}
+
+
 def test_the_page_has_a_row_for_every_setting_with_its_default() -> None:
     rows = {row[0]: row for row in (line.split(" | ") for line in PAGE.splitlines())}
     for struct in STRUCTS:
         for setting in settings(struct).values():
-            if setting.name != "timeouts" and struct is not TimeoutsConfig:
+            if setting.name not in INNER and struct not in INNER.values():
                 assert f"| `{setting.name}`" in rows
-    for setting in settings(TimeoutsConfig).values():
-        assert f"`{setting.default:g}`" in rows[f"| `timeouts.{setting.name}`"][2]
+    for name, inner in INNER.items():
+        for setting in settings(inner).values():
+            default = msgspec.json.encode(setting.default).decode().removesuffix(".0")
+            assert f"`{default}`" in rows[f"| `{name}.{setting.name}`"][2]
     for name in ("listen", "max_body"):
         assert f"`{getattr(Config(), name)}`" in rows[f"| `{name}`"][2]
     assert f"`{EngineConfig().slots}`" in rows["| `slots`"][2]

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from conftest import CHAT, Serve, Start
-from doubles.upstream import Double, streams, told
+from doubles.upstream import Double, answers, chunk, native, streams, told
 from tropilla.upstream import fleet, member, probe
 from tropilla.upstream.http import Link
 
@@ -101,7 +101,7 @@ async def test_a_client_that_does_not_read_is_no_dead_upstream(
 async def test_a_server_without_any_sign_of_life_lets_nobody_wait(
     gateway: Serve, doubles: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_SECONDS", 0.1)
+    monkeypatch.setattr(probe, "_LIFE_SECONDS", 0.1)
     monkeypatch.setattr(fleet, "_CHECK_SECONDS", {"llamacpp": 0.1, "openai": 0.1, "afs": 0.1})
     one, two = await doubles(), await doubles()
     two.on(PATH, streams(*told("Hello")))
@@ -116,3 +116,26 @@ async def test_a_server_without_any_sign_of_life_lets_nobody_wait(
     answer = await asked
     assert answer.json["choices"][0]["message"]["content"] == "Hello"
     assert tropilla.fleet.upstreams[0].state in {"starting", "down"}
+
+
+async def test_a_server_that_stands_still_in_its_answer_lets_nobody_wait(
+    gateway: Serve, doubles: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_LIFE_SECONDS", 0.1)
+    monkeypatch.setattr(fleet, "_CHECK_SECONDS", {"llamacpp": 0.1, "openai": 0.1, "afs": 0.1})
+    one, two = await doubles(), await doubles()
+    two.on("/apply-template", answers(200, b'{"prompt":"?"}'))
+    two.on("/completion", streams(native(" upon"), native("", stop=True, stop_type="eos")))
+    tropilla = await gateway(one, two)
+    asked = asyncio.create_task(tropilla.chat(stream=True))
+    exchange = await one.arrives()
+    await exchange.head()
+    await exchange.send(chunk("Once"))
+    await tropilla.has(lambda: bool(tropilla.fleet.upstreams[0].heard))
+
+    async def says_nothing(_: object) -> None:
+        await asyncio.Event().wait()
+
+    one.on("/health", says_nothing)
+    assert (await asked).text == "Once upon"
+    assert tropilla.fleet.upstreams[0].state == "down"

@@ -13,7 +13,6 @@ the stream. Giving up in any phase (the task is cancelled) closes the upstream's
 
 from __future__ import annotations
 
-import logging
 from asyncio import CancelledError
 from collections.abc import Mapping
 from time import perf_counter
@@ -22,7 +21,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import msgspec
 
-from tropilla import calls, dialects, ir, templates
+from tropilla import calls, dialects, ir, log, templates
 from tropilla.completing import Asked
 from tropilla.completing import asked as asking
 from tropilla.counting import prompt_tokens
@@ -51,8 +50,6 @@ from tropilla.telling import Reply, Telling
 from tropilla.templates import Classic, Template, flatten
 from tropilla.upstream.fleet import Fleet, Lease, Ticket
 from tropilla.upstream.member import Upstream
-
-log = logging.getLogger("tropilla")
 
 
 class Origin(NamedTuple):
@@ -235,9 +232,14 @@ _NOT_HERE = Problem(kind="unsupported", message="This upstream cannot go on with
 
 def _log_end(origin: Origin, lease: Lease, used: Usage) -> None:
     log.info(
-        "req_%s was not answered to the end; %s read about %d tokens and wrote %d.",
-        origin.unique, lease.upstream.name, used.prompt_tokens, used.completion_tokens,
-    )  # fmt: skip
+        "request.unfinished",
+        "{request} was not answered to the end; {upstream} read about {prompt_tokens} tokens "
+        "and wrote {completion_tokens}.",
+        request=f"req_{origin.unique}",
+        upstream=lease.upstream.name,
+        prompt_tokens=used.prompt_tokens,
+        completion_tokens=used.completion_tokens,
+    )
 
 
 def _prepared(request: Request, lease: Lease) -> tuple[Request, tuple[str, ...]]:

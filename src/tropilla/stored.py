@@ -11,7 +11,6 @@ SQLite works in a thread: nothing here makes others wait.
 from __future__ import annotations
 
 import asyncio
-import logging
 import sqlite3
 import time
 from collections.abc import Callable
@@ -21,10 +20,9 @@ from typing import TypeVar
 
 import msgspec
 
+from tropilla import log
 from tropilla.config import ResponsesConfig
 from tropilla.ir import JsonObject, Problem, ProblemError, Value
-
-log = logging.getLogger("tropilla")
 
 _T = TypeVar("_T")
 _BROKEN = Problem(
@@ -111,7 +109,8 @@ class Store:
         try:
             return await asyncio.to_thread(alone)
         except sqlite3.Error as error:
-            log.error("The store of responses does not work: %s", error)  # noqa: TRY400 - its own words
+            why = "The store of responses does not work: {error}"
+            log.error("store.failed", why, error=str(error))
             raise ProblemError(_BROKEN) from error
 
     def _open(self) -> sqlite3.Connection:

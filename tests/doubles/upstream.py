@@ -228,14 +228,14 @@ class Double:
         """Its address."""
         return f"http://127.0.0.1:{self.port}"
 
-    async def start(self, path: Path | None = None) -> None:
+    async def start(self, path: Path | None = None, host: str = "127.0.0.1") -> None:
         """Listen, again on the same port after `stop`; or on a unix socket."""
         loop = asyncio.get_running_loop()
         if path is not None:
             self._server = await loop.create_unix_server(lambda: _Connection(self), str(path))
             return
         self._server = await loop.create_server(
-            lambda: _Connection(self), "127.0.0.1", self.port, reuse_address=True
+            lambda: _Connection(self), host, self.port, reuse_address=True
         )
         self.port = self._server.sockets[0].getsockname()[1]
 

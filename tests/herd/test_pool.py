@@ -14,6 +14,7 @@ from tropilla.herd.pool import (
     Assign,
     Blame,
     Effect,
+    FailureRules,
     Pool,
     Probe,
     Quarantine,
@@ -249,13 +250,18 @@ def test_rule_8_who_waits_too_long_is_told() -> None:
     assert pool.waiting == 0
 
 
-def test_rule_8_who_does_not_wait_is_told_at_once() -> None:
-    pool = herd(seen(1))
-    pool.on_request(1, ASK, 0.0)
-    hurried = Ask(model="m", waits=False)
-    assert refused(pool.on_request(2, hurried, 0.0)) == {2: "unavailable"}
-    pool.on_done(1, 0.0)
-    assert given_to(pool.on_request(3, hurried, 0.0)) == {3: 0}
+def test_rule_8_who_floods_the_queue_makes_room() -> None:
+    pool = herd(seen(1), queue=4)
+    for request in range(5):
+        pool.on_request(request, Ask(model="m", key="flood"), float(request))
+    other = Ask(model="m", key="other")
+    told = pool.on_request(5, other, 5.0)
+    assert told == [Reject(request=4, why="queue_full"), Queue(request=5, place=4)]
+    assert refused(pool.on_request(6, other, 6.0)) == {3: "queue_full"}
+    # Now both have two: who comes next is the one too many.
+    assert refused(pool.on_request(7, other, 7.0)) == {7: "queue_full"}
+    assert refused(pool.on_request(8, Ask(model="m", key="third"), 8.0)) == {2: "queue_full"}
+    assert pool.waiting == 4
 
 
 def test_rule_9_keys_take_turns() -> None:
@@ -343,7 +349,7 @@ def test_rule_10_each_time_for_longer() -> None:
 
 
 def test_rule_11_a_probe_brings_it_back_and_then_slowly() -> None:
-    pool = herd(seen(10), seen(0), slow_seconds=10.0)
+    pool = herd(seen(10), seen(0))
     for request in range(3):
         fail(pool, request, 0.0)
     pool.on_request(9, ASK, 0.1)
@@ -353,6 +359,19 @@ def test_rule_11_a_probe_brings_it_back_and_then_slowly() -> None:
     assert pool.candidate(0, 2.0).slots == 1
     assert pool.candidate(0, 7.0).slots == 5
     assert pool.candidate(0, 12.0).slots == 10
+
+
+def test_rules_10_and_11_may_be_an_upstreams_own() -> None:
+    own = FailureRules(failures=1, quarantine_seconds=5, most_quarantine_seconds=5, slow_seconds=0)
+    pool = herd(seen(2, rules=own), seen(2))
+    pool.on_request(1, ASK, 0.0)
+    (quarantined, *_) = pool.on_failure(1, "failed", 0.0)
+    assert isinstance(quarantined, Quarantine)
+    assert 4.5 <= quarantined.seconds <= 5.5
+    pool.on_probe(0, seen(2, rules=own), 6.0)
+    assert pool.candidate(0, 6.0).slots == 2, "all at once"
+    pool.on_request(2, Ask(model="m", avoid=frozenset({0})), 6.0)
+    assert not any(isinstance(one, Quarantine) for one in pool.on_failure(2, "failed", 6.0))
 
 
 def test_rule_11_after_it_was_down_too() -> None:
@@ -426,6 +445,28 @@ def test_why_is_told() -> None:
     assert verdicts == [(verdict, verdict == "free") for verdict in told]
 
 
+# Rule 17: those in the middle of their answers.
+
+HURRIED = Ask(model="m", avoid=frozenset({1}), since=0.0, hurries=True)
+
+
+def test_rule_17_who_hurries_comes_first_and_does_not_wait_for_long() -> None:
+    pool = herd(seen(1), seen(1, "starting"), queue=1, hurry_seconds=0.5)
+    pool.on_request(1, ASK, 0.0)
+    pool.on_request(2, ASK, 0.0)
+    assert pool.on_request(3, HURRIED, 1.0) == [Queue(request=3, place=2)]
+    pool.on_request(4, HURRIED, 1.1)
+    assert given_to(pool.on_done(1, 1.2)) == {3: 0}
+    assert refused(pool.on_tick(1.5)) == {}
+    assert refused(pool.on_tick(1.6)) == {4: "late"}
+    assert given_to(pool.on_done(3, 2.0)) == {2: 0}
+
+
+def test_rule_17_who_hurries_waits_for_nobody_who_is_not_ready() -> None:
+    pool = herd(seen(1, "loading"), seen(1, "starting"))
+    assert refused(pool.on_request(1, HURRIED, 0.0)) == {1: "unavailable"}
+
+
 # Rule 15, and the others, in any order of everything.
 
 MODELS = ("m", "x")
@@ -465,7 +506,6 @@ def test_rule_16_what_a_sibling_has_read_is_cached() -> None:
     pool.on_sibling_assigned(1, other.seen())
     pool.on_sibling_assigned(9, other.seen())  # it has left meanwhile
     assert given_to(pool.on_request(2, other, 1.0)) == {2: 1}
-
 
 
 class Herd(RuleBasedStateMachine):
@@ -579,9 +619,9 @@ class Herd(RuleBasedStateMachine):
         target=requests,
         request=consumes(requests),
         blame=st.sampled_from(["gone", "died", "failed", "loading", "busy"]),
-        again=st.booleans(),
+        again=st.sampled_from([None, "waits", "hurries"]),
     )
-    def failure(self, request: int, blame: Blame, again: bool) -> int:  # noqa: FBT001
+    def failure(self, request: int, blame: Blame, again: str | None) -> int:
         upstream = self.holds.pop(request, None)
         held = self.pool._held.get(request)
         if upstream in self.upstreams and blame in {"gone", "died", "loading"}:
@@ -594,12 +634,13 @@ class Herd(RuleBasedStateMachine):
         if held is None or upstream is None:
             return request
         self.ended.add(request)
-        if again:
+        if again is not None:
             self.next += 1
             avoid = frozenset({upstream})
             since = self.order[request]
             fields = {n: getattr(held.ask, n) for n in ("model", "key", "needs", "chain")}
-            self.ask(self.next, Ask(avoid=avoid, since=since, **fields))
+            hurries = again == "hurries"
+            self.ask(self.next, Ask(avoid=avoid, since=since, hurries=hurries, **fields))
             return self.next
         return request
 
@@ -633,7 +674,8 @@ class Herd(RuleBasedStateMachine):
 
     @invariant()
     def the_queue_is_bounded(self) -> None:
-        groups = [entry.group for entry in self.pool._waiting.values()]
+        waiting = self.pool._waiting.values()
+        groups = [entry.group for entry in waiting if not entry.ask.hurries]
         assert all(groups.count(group) <= QUEUE for group in groups)
 
 
@@ -644,7 +686,7 @@ class MoreLeases(Herd):
         for effect in effects:
             if isinstance(effect, Assign):
                 member = self.pool._members[effect.upstream]
-                slots = member.seen.slots
+                slots = member.seen.slots if self.pool._held[effect.request].ask.slots else None
                 assert slots is None or member.held <= slots
         super().do(effects)
 

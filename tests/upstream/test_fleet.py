@@ -10,8 +10,8 @@ import pytest
 
 from conftest import CHAT, Serve, Start
 from doubles.upstream import Double, answers, breaks, chunk, native_told, refuses, streams, told
-from tropilla.config import Config, ModelConfig, QueueConfig, UpstreamConfig
-from tropilla.herd.pool import Ask, Rules
+from tropilla.config import Config, FailuresConfig, ModelConfig, QueueConfig, UpstreamConfig
+from tropilla.herd.pool import Ask
 from tropilla.ir import ProblemError
 from tropilla.templates import Classic
 from tropilla.upstream import fleet as module
@@ -467,8 +467,9 @@ async def test_errors_in_a_row_take_an_upstream_out(
     bad, good = await doubles(), await doubles()
     bad.on(PATH, refuses(500, "Out of order.", "server_error"))
     good.on(PATH, streams(*told("x")))
-    tropilla = await gateway(bad, good)
-    tropilla.fleet.pool.rules = Rules(quarantine_seconds=1000, most_quarantine_seconds=1000)
+    out = FailuresConfig(out=1000, most_out=1000)
+    upstreams = tuple(UpstreamConfig(url=one.url, failures=out) for one in (bad, good))
+    tropilla = await gateway(upstreams=upstreams)
     for _ in range(12):
         assert (await tropilla.chat(stream=stream)).status == 200
     assert len(bad.requests) == 3
@@ -488,3 +489,17 @@ async def test_a_model_that_does_not_do_what_it_has_to_is_no_fault_of_its_server
         assert (answer.status, answer.error["code"]) == (502, "upstream_error")
     assert (await tropilla.ask("GET", "/api/herd")).json["upstreams"][0]["quarantine"] is None
     assert len(double.requests) == 5
+
+
+async def test_what_an_upstream_fails_may_be_its_own_affair(gateway: Serve, doubles: Start) -> None:
+    bad, good = await doubles(), await doubles()
+    bad.on(PATH, refuses(500, "Out of order.", "server_error"))
+    good.on(PATH, streams(*told("x")))
+    upstreams = (
+        UpstreamConfig(url=bad.url, failures=FailuresConfig(retry=False)),
+        UpstreamConfig(url=good.url),
+    )
+    tropilla = await gateway(upstreams=upstreams)
+    answer = await tropilla.chat()
+    assert (answer.status, answer.error["message"]) == (502, "Out of order.")
+    assert good.requests == []

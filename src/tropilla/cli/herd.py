@@ -22,7 +22,8 @@ def _asking(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options by which a running gateway is found."""
     key = click.option(
         "--api-key", metavar="KEY", envvar="TROPILLA_API_KEY",
-        help="A key that it takes.  [env: TROPILLA_API_KEY]",
+        help="A key that it takes; the variable keeps it from those who list this machine's "
+        "processes.  [env: TROPILLA_API_KEY]",
     )  # fmt: skip
     url = click.option(
         "--url", metavar="URL", envvar="TROPILLA_URL", default="http://127.0.0.1:8081",

@@ -27,7 +27,8 @@ upstreams = click.option(
 )  # fmt: skip
 upstream_api_key = click.option(
     "--upstream-api-key", metavar="KEY", envvar="TROPILLA_UPSTREAM_API_KEY",
-    help="The key that these upstreams want.  [env: TROPILLA_UPSTREAM_API_KEY]",
+    help="The key that these upstreams want. Whoever lists the processes of this machine sees it "
+    "here, as a password in an URL: the variable keeps it.  [env: TROPILLA_UPSTREAM_API_KEY]",
 )  # fmt: skip
 
 

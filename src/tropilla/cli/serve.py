@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,12 +48,17 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--api-key", "api_keys", multiple=True, metavar="KEY",
-    help="A key that clients must show. May be given several times; an empty one means none.  "
-    "[env: TROPILLA_API_KEY]",
+    help="A key that clients must show. May be given several times; an empty one means none. "
+    "Whoever lists the processes of this machine sees it: the variable, a file of settings or "
+    "--api-key-file keep it.  [env: TROPILLA_API_KEY]",
 )  # fmt: skip
 @click.option(
     "--api-key-file", type=click.Path(path_type=Path), metavar="FILE",
     help="A file of such keys, one a line.",
+)  # fmt: skip
+@click.option(
+    "--insecure/--no-insecure", default=None,
+    help="Do not warn that other machines can ask without a key.",
 )  # fmt: skip
 @click.option(
     "--template", metavar="NAME",
@@ -89,6 +93,10 @@ if TYPE_CHECKING:
     help="A second port, for programs that look for Ollama on 11434 and nowhere else; 0 for none.",
 )  # fmt: skip
 @click.option(
+    "--log", type=click.Choice(["human", "json"]),
+    help="What happened, as sentences or as JSON, a line each; by itself JSON where nobody looks.",
+)  # fmt: skip
+@click.option(
     "--workers", type=click.IntRange(1, 256), metavar="N", show_default="1",
     help="Processes that serve, on the same address and from the same slots.",
 )  # fmt: skip
@@ -98,11 +106,11 @@ def command(context: click.Context, /, **flags: Any) -> None:
 
     With no options and no tropilla.yaml, serves a tiny model on http://127.0.0.1:8081.
     """
+    from tropilla import log  # noqa: PLC0415
     from tropilla.cli.banner import banner, base_of, try_it  # noqa: PLC0415
     from tropilla.config import ConfigError  # noqa: PLC0415
 
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    log.begin(sys.stderr, flags.pop("log"))
     file = flags.pop("config_file")
     told = options.loaded(file)
     try:
@@ -121,18 +129,37 @@ def command(context: click.Context, /, **flags: Any) -> None:
         raise click.UsageError(str(error), context) from None
     base = base_of(sockets[0])
     click.echo(banner(config, base, told.file))
+    address = sockets[0].getsockname()[0]
+    _warn(config, address)
 
     def first(model: str) -> None:
         if config.upstreams or config.models:
             click.echo(try_it(config, base, model))
 
-    fatal = serve(config, sockets, first, _again(file, config, flags), told.file)
+    again = _again(file, config, flags, lambda now: _warn(now, address))
+    fatal = serve(config, sockets, first, again, told.file)
     if fatal is not None:
         raise click.ClickException(fatal)
 
 
+def _warn(config: Config, address: str) -> None:
+    """Say that anybody may ask, if so."""
+    from ipaddress import ip_address  # noqa: PLC0415
+
+    from tropilla import log  # noqa: PLC0415
+
+    if config.insecure or any(config.api_keys) or ip_address(address).is_loopback:
+        return
+    log.warning(
+        "gateway.open",
+        "Whoever can reach {address} can ask without a key: set one (TROPILLA_API_KEY, api_keys, "
+        "--api-key-file), or say that it is meant so (--insecure).",
+        address=address,
+    )
+
+
 def _again(
-    file: Path | None, config: Config, flags: dict[str, Any]
+    file: Path | None, config: Config, flags: dict[str, Any], warn: Callable[[Config], None]
 ) -> Callable[[], tuple[Config, str]]:
     """What reads the settings again, under the same flags."""
     from tropilla.config import ConfigError  # noqa: PLC0415
@@ -146,6 +173,8 @@ def _again(
         except options.ConfigRefused as error:
             raise ConfigError(error.message) from None
         before, now = now, with_flags(told, **flags)
+        if any(before.api_keys) or before.insecure:
+            warn(now)
         return now, _news(told, before, now)
 
     return again
@@ -183,6 +212,7 @@ def with_flags(
     template: str | None,
     any_model: bool | None,
     allow_admin: bool | None,
+    insecure: bool | None,
     drain: float | None,
     workers: int | None,
     ollama_port: int | None,
@@ -227,6 +257,8 @@ def with_flags(
         over["any_model"] = as_the_script if any_model is None else any_model
     if allow_admin is not None:
         over["allow_admin"] = allow_admin
+    if insecure is not None:
+        over["insecure"] = insecure
     if drain is not None:
         over["drain"] = drain
     if workers is not None:

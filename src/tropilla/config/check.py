@@ -65,7 +65,9 @@ def _servers(reader: Reader) -> None:
                             "the work it gets.")  # fmt: skip
         in_list.add((way[:-1], one.server))
         before = first.setdefault(one.server, one)
-        for name in ("timeouts", "slots"):
+        if value.each_address and not value.url.startswith("http://"):
+            reader.complain((*way, "each_address"), "is for http:// addresses alone.")
+        for name in ("timeouts", "slots", "failures", "each_address"):
             if getattr(before.upstream, name) != getattr(value, name):
                 reader.complain(
                     way,

@@ -43,6 +43,21 @@ class TimeoutsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The longest silence in an answer: a long prompt is read in silence."""
 
 
+class FailuresConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How the failures of an upstream are taken."""
+
+    tolerated: Annotated[int, Meta(ge=1, le=1_000_000)] = 3
+    """So many in a row, and it gets nothing for a while."""
+    out: Seconds = 1.0
+    """How long that is for the first time; each further time is twice as long."""
+    most_out: Seconds = 60.0
+    """The longest that it gets nothing."""
+    slow_start: Annotated[float, Meta(ge=0, le=86400)] = 10.0
+    """Once it is back it has one slot at first, and all of them after so many seconds."""
+    retry: bool = True
+    """Whether what it has failed may be tried on another one."""
+
+
 class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A running server to send requests to."""
 
@@ -64,6 +79,10 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Who turns chat messages into a prompt, for this server alone."""
     timeouts: TimeoutsConfig = TimeoutsConfig()
     """How long it is waited for."""
+    failures: FailuresConfig = FailuresConfig()
+    """How its failures are taken."""
+    each_address: bool = False
+    """Its name has several addresses: each is a server. They are looked up again and again."""
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +140,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """A second port, for programs that look for Ollama on 11434 and nowhere else; 0 for none."""
     api_keys: tuple[Secret, ...] = ()
     """The keys that clients must show; none at all lets anybody ask."""
+    insecure: bool = False
+    """No warning where other machines can reach it, and need no key."""
     models: Annotated[dict[Name, ModelConfig], Meta(min_length=1)] = {}
     """The models by the names that clients use."""
     upstreams: tuple[UpstreamConfig, ...] = ()

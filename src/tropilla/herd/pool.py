@@ -54,8 +54,8 @@ class Ask(Value, frozen=True, kw_only=True):
     """A fingerprint of what is asked; 0 is none."""
     avoid: frozenset[int] = frozenset()
     """Upstreams that have failed it."""
-    waits: bool = True
-    """Whether it waits for a slot, or does without."""
+    hurries: bool = False
+    """Whether it is in the middle of its answer: it comes first, and does not wait for long."""
     since: float | None = None
     """When it first came, if it comes again."""
 
@@ -112,6 +112,17 @@ Blame: TypeAlias = Literal["gone", "died", "failed", "loading", "busy"]
 failed; it loads its model; it has no slot after all."""
 
 
+class FailureRules(Value, frozen=True, kw_only=True):
+    """The numbers of rules 10 and 11, which each upstream may have its own of."""
+
+    failures: int = 3
+    """In a row, after which an upstream is quarantined."""
+    quarantine_seconds: float = 1.0
+    most_quarantine_seconds: float = 60.0
+    slow_seconds: float = 10.0
+    """How long an upstream that comes back takes to be given all its slots."""
+
+
 class Seen(Value, frozen=True, kw_only=True):
     """What a probe has found."""
 
@@ -122,6 +133,8 @@ class Seen(Value, frozen=True, kw_only=True):
     slots: int | None = None
     busy: int | None = None
     """Slots that are at work, as it says itself; `None` if it does not."""
+    rules: FailureRules = FailureRules()
+    """How its failures are taken, as the config says."""
 
 
 class Reason(Value, frozen=True, kw_only=True):
@@ -142,14 +155,10 @@ class Rules(Value, frozen=True, kw_only=True):
     """Requests that wait for the same upstreams."""
     queue_seconds: float = 60.0
     """How long a request waits for a slot."""
+    hurry_seconds: float = 0.5
+    """How long one does that hurries."""
     patience_seconds: float = 10.0
     """How long a request waits while no upstream is ready that could serve it."""
-    failures: int = 3
-    """In a row, after which an upstream is quarantined."""
-    quarantine_seconds: float = 1.0
-    most_quarantine_seconds: float = 60.0
-    slow_seconds: float = 10.0
-    """How long an upstream that comes back takes to be given all its slots."""
     retries_per_second: float = 3.0
     retry_share: float = 0.1
     poison_deaths: int = 2
@@ -284,8 +293,8 @@ class Pool:
             return [self._assign(request, ask, choice.index, now, now)]
         why = choice.otherwise
         if why == "queue" or why == "wait":  # noqa: PLR1714 - mypy narrows by these
-            if not ask.waits:
-                return [Reject(request=request, why="unavailable")]
+            if ask.hurries and why == "wait":
+                return [Reject(request=request, why="unavailable")]  # rule 17
             return self._queue(request, ask, now, full=why == "queue")
         return [Reject(request=request, why=why)]
 
@@ -343,13 +352,13 @@ class Pool:
                 return [Probe(upstream=upstream)]
             case "failed":
                 member.failures += 1
-                if member.failures < self.rules.failures:
+                if member.failures < member.seen.rules.failures:
                     return []
                 return self._quarantine(upstream, member, now)
 
     def _quarantine(self, upstream: int, member: _Member, now: float) -> list[Effect]:
         """Rule 10: each time twice as long, and never at the same moment as the others."""
-        rules = self.rules
+        rules = member.seen.rules
         seconds = rules.quarantine_seconds * 2.0**member.quarantines
         jitter = 1 + (hash((upstream, member.quarantines)) % 201 - 100) / 1000
         seconds = min(seconds, rules.most_quarantine_seconds) * jitter
@@ -455,7 +464,8 @@ class Pool:
         slots = member.seen.slots
         if slots is None or member.back_at is None:
             return slots
-        part = (now - member.back_at) / self.rules.slow_seconds
+        slow = member.seen.rules.slow_seconds
+        part = (now - member.back_at) / slow if slow else 1.0
         if part >= 1:
             member.back_at = None
             return slots
@@ -507,15 +517,33 @@ class Pool:
 
     def _queue(self, request: int, ask: Ask, now: float, *, full: bool) -> list[Effect]:
         group = self._group(ask)
-        if sum(entry.group == group for entry in self._waiting.values()) >= self.rules.queue:
-            return [Reject(request=request, why="queue_full")]  # rule 8
+        effects: list[Effect] = []
+        waiting = [one for one, entry in self._waiting.items() if entry.group == group]
+        if len(waiting) >= self.rules.queue and not ask.hurries:  # rule 8
+            last = self._last_of_most(waiting, ask.key)
+            effects.append(Reject(request=request if last is None else last, why="queue_full"))
+            if last is None:
+                return effects
+            del self._waiting[last]
         self._order += 1
         since = now if ask.since is None else ask.since
         until = since + self.rules.queue_seconds
-        if not full:
+        if ask.hurries:
+            until = now + self.rules.hurry_seconds
+        elif not full:
             until = min(until, now + self.rules.patience_seconds)
         self._waiting[request] = _Waiting(ask, group, (since, self._order), since, until)
-        return [Queue(request=request, place=self.place(request))]
+        return [*effects, Queue(request=request, place=self.place(request))]
+
+    def _last_of_most(self, waiting: Iterable[int], newcomer: str) -> int | None:
+        """The youngest request of the key that has the most of these, if a newcomer's has less."""
+        of: dict[str, list[int]] = {}
+        for request in waiting:
+            of.setdefault(self._waiting[request].ask.key, []).append(request)
+        most = max(of.values(), key=len, default=[])
+        if len(most) <= len(of.get(newcomer, ())) + 1:
+            return None
+        return max(most, key=lambda request: self._waiting[request].order)
 
     def _group(self, ask: Ask) -> frozenset[int]:
         """The upstreams that could serve a request: who waits for the same ones is in its group."""
@@ -557,7 +585,8 @@ class Pool:
             return self._assign(request, entry.ask, choice.index, entry.since, now)
         why = choice.otherwise
         if why == "queue":
-            entry.until = entry.since + self.rules.queue_seconds
+            if not entry.ask.hurries:
+                entry.until = entry.since + self.rules.queue_seconds
             return Reject(request=request, why="late") if entry.until <= now else None
         if why == "wait":
             return Reject(request=request, why="loading") if entry.until <= now else None
@@ -571,10 +600,16 @@ class Pool:
         return False
 
     def _in_turn(self) -> Iterator[int]:
-        """Those who wait: the key that has the least is next, and its oldest request (rule 9)."""
+        """Those who wait: the key that has the least is next, and its oldest request (rule 9).
+
+        Before all of them come those that hurry (rule 17).
+        """
         queues: dict[str, deque[int]] = {}
         for request, entry in sorted(self._waiting.items(), key=lambda item: item[1].order):
-            queues.setdefault(entry.ask.key, deque()).append(request)
+            if entry.ask.hurries:
+                yield request
+            else:
+                queues.setdefault(entry.ask.key, deque()).append(request)
         while queues:
             key = min(queues, key=lambda key: (self._running.get(key, 0), self._turns.get(key, 0)))
             yield queues[key].popleft()

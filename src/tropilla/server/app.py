@@ -7,7 +7,6 @@ envelope of the dialect it speaks; a client that goes away ends what was being d
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Mapping
 from math import ceil
@@ -15,7 +14,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from tropilla import dialects, measured, measures, relay
+from tropilla import dialects, log, measured, measures, relay
 from tropilla.config import Config
 from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemError, ProblemKind
 from tropilla.keys import Keys
@@ -25,8 +24,6 @@ from tropilla.server.reply import Reply
 from tropilla.server.responses import Responses, Turn
 from tropilla.server.routes import Count, Forward, Generate, Kept, Measure, Methods, Own, Router
 from tropilla.upstream.fleet import Fleet
-
-log = logging.getLogger("tropilla")
 
 STATUS: dict[ProblemKind, int] = {
     "malformed": 400,
@@ -50,6 +47,9 @@ STATUS: dict[ProblemKind, int] = {
 _WORKED: frozenset[ProblemKind] = frozenset({"upstream_failed", "timeout", "internal"})
 """Much may have been generated before these, and on two upstreams: SDKs would have it done again,
 twice, if they were not told not to."""
+_COMMON: frozenset[ProblemKind] = frozenset({"limited", "loading", "unavailable"})
+"""Once it happens to one, it happens to all who ask."""
+_SELDOM_SECONDS = 10.0
 _NATIVE = "llamacpp"
 _DEFAULT = "openai_chat"
 _DEFAULT_PATH = "/v1/chat/completions"
@@ -66,6 +66,7 @@ class Gateway:
         self._responses = Responses(config.responses)
         self._since = int(time.time())
         self._draining = False
+        self._seldom: dict[ProblemKind, log.Seldom] = {}
         self._open = 0
         self.idle = asyncio.Event()
         """Set while no request is being served."""
@@ -99,8 +100,12 @@ class Gateway:
                 # The gateway ends, and has waited long enough for this one.
                 problem = Problem(kind="unavailable", message="Tropilla was ended.", retry_after=1)
                 await self._refuse(call, problem)
-        except Exception:
-            log.exception("A defect of Tropilla's own, in %s", call.reply.request_id)
+        except Exception:  # noqa: BLE001 - it is told, and the next request is served
+            log.defect(
+                "request.defect",
+                "A defect of Tropilla's own, in {request}",
+                request=call.reply.request_id,
+            )
             problem = Problem(
                 kind="internal",
                 message=f"Tropilla failed; its log tells why, under {call.reply.request_id}.",
@@ -214,8 +219,8 @@ class Gateway:
     async def _refuse(self, call: Call, problem: Problem) -> None:
         status = STATUS[problem.kind]
         reply = call.reply
-        if status >= 500:
-            log.warning("%s %s %s: %s", reply.request_id, status, call.path, problem.message)
+        if status >= 500 or problem.kind == "limited":
+            self._log(call, problem, status)
         if reply.started:
             return  # the status is sent: all that is left is to cut the answer off
         headers: dict[str, str] = {}
@@ -229,6 +234,26 @@ class Gateway:
         elif problem.kind in _WORKED:
             headers["x-should-retry"] = "false"
         await reply.whole(status, call.dialect.render_problem(problem, status), headers)
+
+    def _log(self, call: Call, problem: Problem, status: int) -> None:
+        """What a client was refused that is not its own fault; what befalls many now and then."""
+        times = 1
+        if problem.kind in _COMMON:
+            seldom = self._seldom.setdefault(problem.kind, log.Seldom(_SELDOM_SECONDS))
+            seldom.add()
+            times = seldom.due(time.monotonic())
+        if times:
+            more = f" ({times} times since it was told last)" if times > 1 else ""
+            log.warning(
+                "request.refused",
+                "{request} {status} {path}: {why}" + more,
+                request=call.reply.request_id,
+                status=status,
+                path=call.path,
+                kind=problem.kind,
+                why=problem.message,
+                times=times,
+            )
 
     # What Tropilla answers itself.
 

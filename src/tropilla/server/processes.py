@@ -8,7 +8,6 @@ turns of the keys and the retry budget are each one's own.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -22,11 +21,10 @@ from typing import NoReturn
 
 import msgspec
 
+from tropilla import log
 from tropilla.config import Config, ConfigError
 from tropilla.server.run import Again, listen, run
 from tropilla.upstream.siblings import Shared, Siblings
-
-log = logging.getLogger("tropilla")
 
 _SHORT_LIFE_SECONDS = 5.0
 _SHORT_LIVES = 3
@@ -125,7 +123,12 @@ class _Processes:
                 problem = "Its processes end as soon as they are started; their messages tell why."
                 self._pass_on(signal.SIGTERM)
                 continue
-            log.warning("Process %d has ended (%d): it is started again.", process, status)
+            log.warning(
+                "process.ended",
+                "Process {process} has ended ({status}): it is started again.",
+                process=process,
+                status=status,
+            )
             self._start(process)
         self._shared.close()
         return problem
@@ -163,10 +166,10 @@ class _Processes:
                 life=self._life,
             )
             if problem is not None:
-                log.error("%s", problem)
+                log.error("gateway.failed", "{problem}", problem=problem)
             status = problem is not None
-        except BaseException:
-            log.exception("Process %d failed", process)
+        except BaseException:  # noqa: BLE001 - it is told, and the process ends
+            log.defect("process.defect", "Process {process} failed", process=process)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

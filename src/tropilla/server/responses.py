@@ -6,7 +6,6 @@ One that failed, or that the client left, is not kept: there is nothing to go on
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
@@ -14,6 +13,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from tropilla import log
 from tropilla.config import ResponsesConfig
 from tropilla.dialects import Dialect, Stamp, openai_responses
 from tropilla.dialects._fields import invalid
@@ -22,8 +22,6 @@ from tropilla.dialects.openai_responses.render import Renderer, whole
 from tropilla.ir import Answer, Json, JsonObject, Malformed, Problem, ProblemError, Request
 from tropilla.stored import Kept, Store
 from tropilla.telling import Reply
-
-log = logging.getLogger("tropilla")
 
 NAME = openai_responses.NAME
 _KEPT = ("completed", "incomplete")
@@ -281,4 +279,7 @@ class _Keeping:
             await self._store.keep(msgspec.structs.replace(self.asked, response=response))
         except (ProblemError, RecursionError) as error:
             # The answer is worth more than the way back to it.
-            log.error("%s could not be kept: %s", self.asked.id, error)  # noqa: TRY400 - no defect
+            log.error(
+                "response.lost", "{response} could not be kept: {error}",
+                response=self.asked.id, error=str(error),
+            )  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import signal
 import socket
 import sys
@@ -13,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from tropilla import log
 from tropilla.config import Config, ConfigError
 from tropilla.server.app import Gateway
 from tropilla.server.http import Listener
@@ -28,8 +28,6 @@ Serve: TypeAlias = Callable[
     [Config, Sequence[socket.socket], Callable[[str], None], Again | None, Path | None], str | None
 ]
 """`run`, or what does the same with several processes."""
-
-log = logging.getLogger("tropilla")
 
 _BACKLOG = 2048
 _KEEP_ALIVE = {
@@ -123,12 +121,13 @@ class _Run:
             config, told = self._again()
             _check(self._settings, config)
         except ConfigError as error:
-            log.error("The new settings are refused, the old ones stay:\n%s", error)  # noqa: TRY400
+            text = "The new settings are refused, the old ones stay: {why}"
+            log.error("settings.refused", text, why=str(error))
             return
         self._settings = config
         self._patience[0] = config.drain
         self._gateway.reload(config)
-        log.info("The settings were read again. %s", told)
+        log.info("settings.read", "The settings were read again. {news}", news=told.split("\n"))
 
     async def watch(self, file: Path) -> None:
         """Read the settings again whenever their file changes."""
@@ -151,6 +150,11 @@ class _Run:
         if not self._patience:
             self.stop()
             return
+        log.info(
+            "gateway.draining",
+            "Ending: open answers have {seconds} s; asked again it ends at once.",
+            seconds=self._patience[0],
+        )
         self._listener.ending = True
         self._gateway.drain()
         drain = self._drain(self._patience.pop(0))

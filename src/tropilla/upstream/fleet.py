@@ -8,7 +8,6 @@ name the model is known there.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVarTuple
 
 import msgspec
 
+from tropilla import log
 from tropilla.config import Config, EngineConfig
 from tropilla.herd.balance import Ability, Candidate, State
 from tropilla.herd.pool import (
@@ -33,6 +33,8 @@ from tropilla.herd.pool import (
     Why,
 )
 from tropilla.ir import Problem, ProblemError, ProblemKind, Traits, UpstreamDialect
+from tropilla.upstream import addresses
+from tropilla.upstream.addresses import Known, look_up, names_of
 from tropilla.upstream.engine import Engine, EngineOptions, EngineProblem, EngineState
 from tropilla.upstream.http import Link
 from tropilla.upstream.member import Offer, Upstream, upstreams_of
@@ -47,7 +49,7 @@ PATIENCE_SECONDS = 10.0
 """How long a request waits for an upstream that is starting."""
 
 # A llama-server is asked how it is as often as that costs nothing; others may be far away.
-_CHECK_SECONDS: dict[UpstreamDialect, float] = {"llamacpp": 5.0, "openai": 30.0, "afs": 300.0}
+_CHECK_SECONDS: dict[UpstreamDialect, float] = {"llamacpp": 2.0, "openai": 30.0, "afs": 300.0}
 _LONGEST_NAME = 200
 """Of a model that is not there: more of it tells nobody more."""
 _RETRY_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6, 2.0)
@@ -59,8 +61,6 @@ _DEAD_PROBES = 3
 
 _TICK_SECONDS = 0.2
 """How often the pool is told that time goes by."""
-
-log = logging.getLogger("tropilla")
 
 
 class Lease:
@@ -119,7 +119,7 @@ class Fleet:
     ) -> None:
         self._config = config
         self._siblings = siblings
-        self._on_fatal = on_fatal or log.error
+        self._on_fatal = on_fatal or _fatal
         self._on_first = on_first
         self._tasks: list[asyncio.Task[None]] = []
         self._watches: dict[int, asyncio.Task[None]] = {}
@@ -128,6 +128,7 @@ class Fleet:
         self._engine: Engine | None = None
         self._asked: dict[int, _Asked] = {}
         self._next = 0
+        self._addresses: Known = {}
         self.pool = Pool(_rules(config))
         self.upstreams: list[Upstream] = []
         self.looks = 0
@@ -136,12 +137,15 @@ class Fleet:
         """Whether a stream may go on from another upstream."""
 
     async def start(self) -> None:
-        """Begin to look for the upstreams; returns at once."""
+        """Begin to look for the upstreams; returns at once, or once names are looked up."""
         self._tasks.append(asyncio.create_task(self._tick()))
         if self._siblings is not None:
             asyncio.get_running_loop().add_reader(self._siblings.fileno(), self._hear)
-        for upstream in upstreams_of(self._config):
+        if names := names_of(self._config):
+            self._addresses = await look_up(names, {})
+        for upstream in upstreams_of(self._config, self._addresses):
             self._join(upstream)
+        self._tasks.append(asyncio.create_task(self._look_up()))
         if not self.upstreams:
             self._tasks.append(asyncio.create_task(self._run_engine(self._config.engine)))
 
@@ -153,7 +157,7 @@ class Fleet:
         self._config, self.failover = config, config.failover
         self.pool.rules = _rules(config)
         known = {one.key: one for one in self.upstreams if one.key and not one.leaves}
-        wanted = {one.key: one for one in upstreams_of(config)}
+        wanted = {one.key: one for one in upstreams_of(config, self._addresses)}
         for key, one in wanted.items():
             if key in known:
                 known[key].take(one)
@@ -227,7 +231,17 @@ class Fleet:
         self.upstreams.remove(upstream)
         self._tell_pool(self.pool.on_leave, upstream.number, self._now())
         await upstream.link.close()
-        log.info("%s is served no more.", upstream.name)
+        log.info("upstream.left", "{upstream} is served no more.", upstream=upstream.name)
+
+    async def _look_up(self) -> None:
+        """Keep the servers behind names true."""
+        while True:
+            await asyncio.sleep(addresses.SECONDS)
+            found = await look_up(names_of(self._config), self._addresses)
+            if found != self._addresses:
+                self._addresses = found
+                log.info("upstream.addresses", "The addresses of upstreams have changed.")
+                self.reload(self._config)
 
     async def _tick(self) -> None:
         while True:
@@ -235,7 +249,8 @@ class Fleet:
             self._tell_pool(self.pool.on_tick, self._now())
             for upstream in self.upstreams:
                 for one in upstream.silent(monotonic()):
-                    log.warning("%s is dead: three signs of life did not come.", upstream.name)
+                    text = "{upstream} is dead: three signs of life did not come."
+                    log.warning("upstream.dead", text, upstream=upstream.name)
                     upstream.heard.pop(one)
                     one.give_up()
             self.looks += 1
@@ -267,7 +282,8 @@ class Fleet:
     @staticmethod
     def _engine_changed(upstream: Upstream, state: EngineState) -> None:
         if state.problem is not None and not state.problem.fatal:
-            log.warning("%s Starting it again.", state.problem)
+            why = str(state.problem)
+            log.warning("engine.ended", "{why} Starting it again.", why=why)
         upstream.recheck.set()
 
     async def _watch(self, upstream: Upstream) -> None:
@@ -287,7 +303,7 @@ class Fleet:
             except ProblemError as error:
                 failures += 1
                 self._failed(upstream, error.problem, failures)
-                if error.problem.code == NO_LIFE and failures >= _DEAD_PROBES:
+                if _is_dead(error.problem, failures):
                     # Whoever waits for it still would wait for long.
                     await upstream.link.close()
             pause = (
@@ -308,7 +324,12 @@ class Fleet:
         if upstream.doubted or not was:
             upstream.tells_busy = traits.llamacpp
         if was and list(was) != list(traits.models):
-            log.info("%s serves now: %s", upstream.name, ", ".join(traits.models) or "nothing")
+            log.info(
+                "upstream.models",
+                "{upstream} serves now: {models}",
+                upstream=upstream.name,
+                models=", ".join(traits.models) or "nothing",
+            )
             self._tell()
 
     @staticmethod
@@ -324,9 +345,10 @@ class Fleet:
         return busy
 
     def _failed(self, upstream: Upstream, problem: Problem, failures: int) -> None:
+        hopeful = failures <= _HOPEFUL_TRIES and not _is_dead(problem, failures)
         if problem.kind == "loading":
             self._set(upstream, "loading", problem)
-        elif upstream.ours or (failures <= _HOPEFUL_TRIES and upstream.state != "down"):
+        elif upstream.ours or (hopeful and upstream.state != "down"):
             self._set(upstream, "starting", problem)
         else:
             self._set(upstream, "down", problem)
@@ -340,11 +362,23 @@ class Fleet:
         if not news:
             return
         if state == "ready":
-            log.info("%s is ready: %s", upstream.name, ", ".join(upstream.offers) or "no model")
+            log.info(
+                "upstream.ready",
+                "{upstream} is ready: {models}",
+                upstream=upstream.name,
+                models=", ".join(upstream.offers) or "no model",
+            )
         elif state == "down" and problem is not None:
-            log.warning("%s Trying again every %g s.", problem.message, _RETRY_SECONDS[-1])
+            log.warning(
+                "upstream.down",
+                "{why} Trying again every {seconds} s.",
+                upstream=upstream.name,
+                why=problem.message,
+                seconds=_RETRY_SECONDS[-1],
+            )
         elif state == "loading":
-            log.info("%s is loading its model.", upstream.name)
+            text = "{upstream} is loading its model."
+            log.info("upstream.loading", text, upstream=upstream.name)
         if state == "ready" and self._on_first is not None and upstream.offers:
             self._on_first(next(iter(upstream.offers)))
             self._on_first = None
@@ -369,7 +403,7 @@ class Fleet:
         """Have an upstream do a piece of work, and another one if it fails.
 
         It is tried once more, and only before the client was `told` anything; where it `hurries`,
-        only on another upstream that has a free slot now. `work` gives the part of the prompt that
+        only on another upstream that soon has a free slot. `work` gives the part of the prompt that
         was in the upstream's cache, if it knows.
 
         Raises:
@@ -380,7 +414,7 @@ class Fleet:
         while True:
             async with self.lease(ask, ticket) as lease:
                 again = first is not None and lease.upstream.number in ask.avoid
-                if first is not None and again and not (ask.waits and _new(first)):
+                if first is not None and again and (ask.hurries or not _new(first)):
                     raise first  # it would say the same again
                 try:
                     lease.cached = await work(lease)
@@ -390,14 +424,16 @@ class Fleet:
                         lease.served = True
                 except ProblemError as error:
                     self._failed_at(lease, error.problem)
-                    again = error.problem.retryable and first is None and not told()
+                    may = error.problem.retryable and lease.upstream.failures.retry
+                    again = may and first is None and not told()
                     if not again or not self.pool.may_retry(self._now()):
                         raise
                     first = error
+                    self._log_again(lease, error.problem, going_on=hurries())
                 else:
                     return
             avoid = frozenset({lease.upstream.number})
-            ask = msgspec.structs.replace(ask, avoid=avoid, since=since, waits=not hurries())
+            ask = msgspec.structs.replace(ask, avoid=avoid, since=since, hurries=hurries())
 
     @asynccontextmanager
     async def lease(self, ask: Ask, ticket: Ticket | None = None) -> AsyncIterator[Lease]:
@@ -430,6 +466,13 @@ class Fleet:
                 if not lease.upstream.leases:
                     lease.upstream.left.set()
             self._tell_pool(self._end, request, lease)
+
+    @staticmethod
+    def _log_again(lease: Lease, problem: Problem, *, going_on: bool) -> None:
+        name, text = "request.retried", "{upstream} has failed a request, which is tried again: "
+        if going_on:
+            name, text = "request.failed_over", "{upstream} broke off an answer, which goes on: "
+        log.warning(name, text + "{why}", upstream=lease.upstream.name, why=problem.message)
 
     def place(self, ticket: Ticket) -> int:
         """The place of a request in the queue; 0 if it does not wait."""
@@ -478,9 +521,11 @@ class Fleet:
                     self._numbered[number].recheck.set()
                 case Quarantine(upstream=number, seconds=seconds):
                     log.warning(
-                        "%s has failed several times: it gets nothing for %.1f s.",
-                        self._numbered[number].name, seconds,
-                    )  # fmt: skip
+                        "upstream.quarantined",
+                        "{upstream} has failed several times: it gets nothing for {seconds} s.",
+                        upstream=self._numbered[number].name,
+                        seconds=round(seconds, 1),
+                    )
 
     def _failed_at(self, lease: Lease, problem: Problem) -> None:
         """Take note of a failure: one that is gone, or loading, is so until a probe says more."""
@@ -588,6 +633,10 @@ def _rules(config: Config) -> Rules:
     return Rules(queue=queue.size, queue_seconds=queue.seconds, patience_seconds=PATIENCE_SECONDS)
 
 
+def _fatal(problem: str) -> None:
+    log.error("gateway.failed", "{problem}", problem=problem)
+
+
 class _Asked:
     """A request that the pool knows: it has a slot, or waits for one."""
 
@@ -642,6 +691,11 @@ def _blame(problem: Problem) -> Blame | None:
 def _new(error: ProblemError) -> bool:
     """Whether an upstream that has failed so may be another one by now: it was not there."""
     return error.problem.died or error.problem.kind in {"unavailable", "loading"}
+
+
+def _is_dead(problem: Problem, failures: int) -> bool:
+    """Whether nothing more is expected of an upstream that was asked so often."""
+    return problem.code == NO_LIFE and failures >= _DEAD_PROBES
 
 
 BUSY_CODE = "no_free_slot"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from tropilla.config import Config, UpstreamConfig
+from tropilla.config import Config, FailuresConfig, UpstreamConfig
 from tropilla.dialects import afs
 from tropilla.herd.balance import Ability, State
-from tropilla.herd.pool import Seen
+from tropilla.herd.pool import FailureRules, Seen
 from tropilla.ir import Problem, Traits
 from tropilla.templates import Template
+from tropilla.upstream.addresses import Known, at_address
 from tropilla.upstream.http import Link
 from tropilla.upstream.probe import Asked
 
@@ -53,6 +55,7 @@ class Upstream:
         offer: Offer | None = None,
         ours: bool = False,
         slots: int | None = None,
+        failures: FailuresConfig | None = None,
     ) -> None:
         self.number = 0
         """What the pool calls it."""
@@ -69,6 +72,8 @@ class Upstream:
         """Whether it is ours to start again: then it is never down, only starting."""
         self.slots = slots
         """The most that it may be given at once, where the config says so."""
+        self.failures = failures or FailuresConfig()
+        """How its failures are taken."""
         self.named: dict[str, Offer] = {}
         """What it serves by the config."""
         self.found = offer
@@ -133,38 +138,57 @@ class Upstream:
     def take(self, other: Upstream) -> None:
         """Offer what another config says of the same server."""
         self.named, self.found, self.slots = other.named, other.found, other.slots
+        self.failures = other.failures
         self.offers = self.named
         self.learn(self.traits)
 
     def seen(self, busy: int | None) -> Seen:
         """What the pool is told of it."""
-        told, own = self.traits.slots, self.slots
+        told, own, failures = self.traits.slots, self.slots, self.failures
         return Seen(
             state=self.state,
             models={name: offer.weight for name, offer in self.offers.items()},
             lacks=self.lacks,
             slots=told if own is None else own if told is None else min(own, told),
             busy=busy,
+            rules=FailureRules(
+                failures=failures.tolerated,
+                quarantine_seconds=failures.out,
+                most_quarantine_seconds=failures.most_out,
+                slow_seconds=failures.slow_start,
+            ),
         )
 
 
-def upstreams_of(config: Config) -> Iterator[Upstream]:
-    """The servers of a config, each once, with what it serves."""
+def upstreams_of(config: Config, known: Known = MappingProxyType({})) -> Iterator[Upstream]:
+    """The servers of a config, each once, with what it serves.
+
+    `known` are the addresses behind the names of those of which each address is a server.
+    """
     made: dict[tuple[object, ...], Upstream] = {}
     for one in config.upstreams:
-        upstream = _once(made, one)
-        upstream.found = Offer(template=one.template or config.template, weight=one.weight)
+        for upstream in _once(made, one, known):
+            upstream.found = Offer(template=one.template or config.template, weight=one.weight)
     for name, model in config.models.items():
         for one in model.upstreams:
             template = one.template or model.template or config.template
-            upstream = _once(made, one)
-            for known in (name, *model.aliases):
-                upstream.named[known] = Offer(one.model, name, template, one.weight)
+            for upstream in _once(made, one, known):
+                for each in (name, *model.aliases):
+                    upstream.named[each] = Offer(one.model, name, template, one.weight)
     yield from made.values()
 
 
-def _once(made: dict[tuple[object, ...], Upstream], one: UpstreamConfig) -> Upstream:
-    key = (one.url, one.dialect, one.api_key, one.timeouts, *sorted(one.headers.items()))
+def _once(
+    made: dict[tuple[object, ...], Upstream], one: UpstreamConfig, known: Known
+) -> Iterator[Upstream]:
+    # As long as a name has no address, it is asked for by itself: that tells what is wrong.
+    for address in known.get(one.url, ("",)) if one.each_address else ("",):
+        yield _made(made, one, address)
+
+
+def _made(made: dict[tuple[object, ...], Upstream], one: UpstreamConfig, address: str) -> Upstream:
+    more = tuple(sorted(one.headers.items()))
+    key = (one.url, address, one.dialect, one.api_key, one.timeouts, *more)
     if key not in made:
         dialect = afs.dialect_at(one.url) or one.dialect if one.dialect == "auto" else one.dialect
         shown: dict[str, str] = {}
@@ -172,7 +196,9 @@ def _once(made: dict[tuple[object, ...], Upstream], one: UpstreamConfig) -> Upst
             shown = afs.credentials(one.url, one.api_key)
         elif one.api_key:
             shown = {"Authorization": f"Bearer {one.api_key}"}
-        link = Link(one.url, headers=shown | one.headers, timeouts=one.timeouts)
-        made[key] = Upstream(link, link.url, dialect=dialect, slots=one.slots)
+        url, host = at_address(one.url, address) if address else (one.url, {})
+        link = Link(url, headers=host | shown | one.headers, timeouts=one.timeouts)
+        name = f"{Link(one.url).url} ({address})" if address else link.url
+        made[key] = Upstream(link, name, dialect=dialect, slots=one.slots, failures=one.failures)
         made[key].key = key
     return made[key]

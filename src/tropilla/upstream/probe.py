@@ -29,6 +29,10 @@ from tropilla.upstream.http import Link
 Asked: TypeAlias = UpstreamDialect | Literal["auto"]
 
 _SECONDS = 5.0
+_LIFE_SECONDS = 3.0
+"""For `/health`, which costs a server nothing."""
+_SLOTS_SECONDS = 2.0
+"""For what is only good to know."""
 NO_LIFE = "no_sign_of_life"
 """The code of a problem: not even `/health` is answered."""
 _EMPTY, _BROKEN = b"{}", b"{"
@@ -115,7 +119,7 @@ async def _alive(link: Link) -> int:
         ProblemError: it cannot; of kind `loading` while it loads its model.
     """
     try:
-        status, body = await link.ask("GET", "/health", seconds=_SECONDS)
+        status, body = await link.ask("GET", "/health", seconds=_LIFE_SECONDS)
     except ProblemError as error:
         if error.problem.kind != "timeout":
             raise
@@ -265,7 +269,7 @@ async def busy_slots(link: Link) -> int | None:
     Raises:
         ProblemError: it does not answer: it is asked between two batches, which may take long.
     """
-    status, body = await link.ask("GET", "/slots", seconds=_SECONDS)
+    status, body = await link.ask("GET", "/slots", seconds=_SLOTS_SECONDS)
     try:
         told: Json = msgspec.json.decode(body) if status == 200 else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
