@@ -131,7 +131,8 @@ def ask_of(request: Request, origin: Origin, *, alone: bool = False) -> Ask:
         needs=tuple(_needs(request)),
         key=origin.key,
         chain=() if alone else blocks(request),
-        session=hash(origin.session) if origin.session else None,
+        # One key's sessions are nobody else's.
+        session=hash((origin.key, origin.session)) if origin.session else None,
         slots=request.choices,
         body=origin.body,
     )
@@ -469,7 +470,9 @@ async def forward(
         if model is not None and lease.there not in {None, model}:
             where, data = _renamed(path, body, str(lease.there))
         async with lease.upstream.link.send(method, where, data or None, sent) as incoming:
-            await reply.start(incoming.status, incoming.content_type, {})
+            # A refusal may repeat the key that this upstream was shown: that is taken out of it.
+            refused = await incoming.whole() if incoming.status >= 400 else b""
+            await reply.start(incoming.status, incoming.content_type, {}, refused)
             while piece := await incoming.read():
                 await reply.write(piece)
             await reply.end()

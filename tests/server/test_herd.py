@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Serve, Start
+from conftest import CHAT, Serve, Start
 from doubles.upstream import streams, told
 
 pytestmark = pytest.mark.anyio
@@ -102,3 +102,20 @@ async def test_what_has_no_route(
 ) -> None:
     answer = await (await gateway(await doubles())).ask("POST", path, body)
     assert (answer.status, answer.error["param"]) == (400, param)
+
+
+async def test_a_session_is_its_keys_own(gateway: Serve, doubles: Start) -> None:
+    one, two = await doubles(), await doubles()
+    for double in (one, two):
+        double.on(PATH, streams(*told("x")))
+    tropilla = await gateway(one, two, api_keys=("a", "b"))
+
+    async def cached(key: str, session: str) -> list[float]:
+        headers = {"authorization": f"Bearer {key}", "x-session-id": session}
+        answer = await tropilla.ask("POST", "/api/route", CHAT, headers)
+        return [one["cached"] for one in answer.json["upstreams"]]
+
+    headers = {"authorization": "Bearer a", "x-session-id": "s"}
+    assert (await tropilla.ask("POST", PATH, CHAT, headers)).status == 200
+    assert await cached("a", "s") == [0.5, 0]
+    assert await cached("a", "t") == await cached("b", "s") == [0, 0]

@@ -16,7 +16,7 @@ import msgspec
 
 from tropilla import dialects, log, measured, measures, relay
 from tropilla.config import Config
-from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemError, ProblemKind
+from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemError, ProblemKind, Request
 from tropilla.keys import Keys
 from tropilla.server import herd, models, responses
 from tropilla.server.http import Call
@@ -155,12 +155,11 @@ class Gateway:
         request = turn.request
         if not self._config.allow_grammar and request.extras.get("grammar"):
             raise ProblemError(_NO_GRAMMAR)
-        hint = request.extras.get("prompt_cache_key")
         origin = relay.Origin(
             reply.request_id.removeprefix("req_"),
             int(time.time()),
             key=call.owner or call.client,
-            session=call.text(b"x-session-id") or (hint if type(hint) is str else ""),
+            session=_session(call, request),
             body=hash(data),
             began=reply.began,
         )
@@ -281,7 +280,8 @@ class Gateway:
         if not isinstance(action, Generate):
             raise Malformed(f"'{path}' is no path at which text is wanted.", param="path")
         request = dialects.named(action.dialect).parse_request(body, action.path)
-        ask = relay.ask_of(request, relay.Origin("", 0, key=call.owner))
+        origin = relay.Origin("", 0, key=call.owner, session=_session(call, request))
+        ask = relay.ask_of(request, origin)
         await reply.whole(200, msgspec.json.encode(herd.route(self._fleet, ask)))
 
     async def _health(self, reply: Reply) -> None:
@@ -322,6 +322,12 @@ _NO_GRAMMAR = Problem(
     param="grammar",
     code="unsupported_parameter",
 )
+
+
+def _session(call: Call, request: Request) -> str:
+    """What the client says belongs together."""
+    hint = request.extras.get("prompt_cache_key")
+    return call.text(b"x-session-id") or (hint if type(hint) is str else "")
 
 
 def _allowed(methods: Methods) -> list[str]:
