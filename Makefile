@@ -7,6 +7,7 @@ ARGS ?=
 BIN := .venv/bin
 CLIENTS := openai2 openai3
 NODE_CLIENTS := v6 v7
+PEERS := smg litellm flask
 
 # Only what is locked, by its hash, and nothing that would have to be compiled here.
 PIP := -m pip --disable-pip-version-check --quiet
@@ -15,7 +16,7 @@ LOCKED := install --require-hashes --only-binary :all: --requirement
 unexport PIP_REQUIRE_VIRTUALENV PIP_USER PIP_TARGET PIP_PREFIX PYTHONPATH PYTHONHOME
 
 .DELETE_ON_ERROR:
-.PHONY: help install serve test matrix check clients fuzz lock clean
+.PHONY: help install serve test matrix check clients fuzz audit sbom lock clean
 
 help: ## List these
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,7 +47,19 @@ clients: .venv/.serve $(CLIENTS:%=.venvs/%/.done) ## Try the OpenAI SDKs, of Pyt
 fuzz: .venv/.serve .venvs/fuzz/.done ## Fuzz a real gateway with its own document (ARGS="--cases 500": fewer)
 	@exec $(BIN)/python tests/fuzz/run.py $(ARGS)
 
-lock: ## Renew requirements/ and the locks of the clients and the fuzzer (wants the network)
+audit: .venvs/audit/.done ## Look up what is known against the locked packages (wants the network)
+	@exec .venvs/audit/bin/python tools/audit/run.py requirements/*.txt tools/*/requirements.txt $(wildcard tests/*/requirements.txt tests/*/*/requirements.txt)
+
+sbom: .venvs/audit/.done ## Write dist/sbom.json: what is installed to serve, as CycloneDX
+	@mkdir -p dist
+	@PYTHONWARNINGS=ignore .venvs/audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --validate --of JSON --output-file dist/sbom.json requirements/serve.txt
+	@echo "dist/sbom.json has what is in requirements/serve.txt."
+
+bench: .venv/.dev $(PEERS:%=.venvs/bench-%/.done) ## Compare with other gateways (ARGS="--quick"; nginx is Debian's)
+	@if command -v npm >/dev/null; then $(MAKE) --silent --no-print-directory .venvs/bench-portkey/.done; fi
+	@exec $(BIN)/python -m bench.compare $(ARGS)
+
+lock: ## Renew requirements/ and the locks of the clients, the fuzzer, the audit (wants the network)
 	@PYTHON=$(PYTHON) tools/lock.sh
 
 clean: ## Remove all that these commands made
@@ -85,6 +98,19 @@ $(CLIENTS:%=.venvs/%/.done): .venvs/%/.done: tests/clients/%/requirements.txt
 
 .venvs/fuzz/.done: tests/fuzz/requirements.txt
 	$(make_locked)
+
+.venvs/audit/.done: tools/audit/requirements.txt
+	$(make_locked)
+
+$(PEERS:%=.venvs/bench-%/.done): .venvs/bench-%/.done: bench/peers/%/requirements.txt
+	$(make_locked)
+
+.venvs/bench-portkey/.done: bench/peers/portkey/package-lock.json
+	@echo "Setting up .venvs/bench-portkey ..."
+	@mkdir -p .venvs/bench-portkey
+	@cp bench/peers/portkey/package*.json .venvs/bench-portkey
+	@npm ci --prefix .venvs/bench-portkey --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null
+	@touch $@
 
 $(NODE_CLIENTS:%=.venvs/node-%/.done): .venvs/node-%/.done: tests/clients/openai_node/%/package-lock.json
 	@echo "Setting up .venvs/node-$* ..."

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# `make lock`: renew the locked requirements, of Tropilla, of the clients that try it, and of the fuzzer.
+# `make lock`: renew the locked requirements, of Tropilla, of the clients that try it, of the fuzzer
+# and of the audit.
 #
 # Every file holds exact versions and hashes for all platforms and for Python 3.11 to 3.14, and says
 # nothing of where packages come from: that is pip's and npm's to know on each machine.
@@ -28,25 +29,36 @@ lock requirements/serve.txt pyproject.toml --extra engine --group build \
     --constraint requirements/dev.txt
 locked=(requirements/dev.txt requirements/serve.txt)
 
-for folder in tests/clients/openai2 tests/clients/openai3 tests/fuzz; do
+for folder in tests/clients/openai2 tests/clients/openai3 tests/fuzz tools/audit \
+    bench/peers/{smg,litellm,flask}; do
     lock "$folder/requirements.txt" "$folder/requirements.in"
     locked+=("$folder/requirements.txt")
 done
 
 if command -v npm >/dev/null; then
-    for folder in tests/clients/openai_node/v*; do # package.json says which version: edit it there
+    for folder in tests/clients/openai_node/v* bench/peers/portkey; do # package.json says which version: edit it there
         echo "$folder/package-lock.json"
         npm install --prefix "$folder" --package-lock-only --ignore-scripts --silent \
             --omit-lockfile-registry-resolved
+        # Where a package's author takes money is no place to fetch anything from.
+        "$work/uv/bin/python" - "$folder/package-lock.json" <<'EOF'
+import json
+import sys
+from pathlib import Path
+
+file = Path(sys.argv[1])
+told = json.loads(file.read_text(encoding="utf-8"))
+for one in told["packages"].values():
+    one.pop("funding", None)
+file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+EOF
         locked+=("$folder/package-lock.json")
     done
 else
     echo "npm is not on this machine: the Node clients stay as they are." >&2
 fi
 
-# npm writes where a package's author takes money; that is no place to fetch anything from.
-if grep -n -e '://' -e "${HOME:-/root}" -e "$work" "${locked[@]}" |
-    grep -v '"url": "https://github.com/sponsors/'; then
+if grep -n -e '://' -e "${HOME:-/root}" -e "$work" "${locked[@]}"; then
     echo "The lines above name an address or a folder of this machine: leave them out." >&2
     exit 1
 fi
