@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -68,6 +69,8 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
     "bare line feeds": (b"GET / HTTP/1.1\nHost: t\n\n", 400, "CR LF"),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "HTTP/1.1"),
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "http://"),
+    "empty lines": (b"\r\n" * 3, 400, "HTTP"),
+    "a megabyte of empty lines": (b"\r\n" * 2**19, 400, "HTTP"),
     "garbage": (b"\x00\xff", 400, "HTTP"),
     "101 headers": (b"GET / HTTP/1.1\r\nHost: t\r\n" + b"X: 1\r\n" * 100 + b"\r\n", 431, "100"),
     "a head that is too large": (
@@ -108,6 +111,32 @@ async def test_a_refusal_is_read_though_its_client_sends_on(tropilla: Served) ->
     for _ in range(100):
         await raw.send(b"a" * 100_000)
     assert (await raw.head())[0] == 400
+
+
+async def test_one_empty_line_before_a_request_is_passed_over(tropilla: Served) -> None:
+    raw = await tropilla.connect()
+    for _ in range(2):
+        await raw.send(b"\r\n")
+        await raw.send(GET)
+        assert (await raw.answer()).status == 200
+
+
+async def test_chunks_of_a_byte_cost_no_more_than_others(tropilla: Served) -> None:
+    raw = await tropilla.connect()
+    await raw.send(b"POST %b HTTP/1.1\r\nHost: t\r\n" % PATH.encode())
+    await raw.send(b"Transfer-Encoding: chunked\r\n\r\n")
+    connection = await held(tropilla)
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            await raw.send(b"1\r\n \r\n" * 50_000)
+        await tropilla.has(lambda: tropilla.listener.held == 500_000)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 8 * 500_000
+    assert connection._body is not None
+    assert connection._body.take() == b" " * 500_000
 
 
 async def test_a_bad_chunk_is_told_in_the_clients_dialect(tropilla: Served) -> None:

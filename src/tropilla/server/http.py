@@ -143,6 +143,8 @@ class Connection(asyncio.Protocol):
         self._limit = _MOST_AHEAD
         self._resting = False
         """Whether nothing is read for now."""
+        self._blank = False
+        """Whether an empty line came before the next request; there may be one."""
         self._lingers = False
         """Whether what comes is not even looked at."""
         self._since = 0.0
@@ -246,11 +248,11 @@ class Connection(asyncio.Protocol):
     def _next(self) -> None:
         """Serve the next request, once all of its head is there."""
         data = self._held
-        while data.startswith(b"\r\n"):
-            data = data[2:]  # RFC 9112, 2.2: old clients end a body so
-        self._held = data
+        if data.startswith(b"\r\n") and not self._blank:
+            data = self._held = data[2:]  # RFC 9112, 2.2: old clients end a body so
+            self._blank = True
         end = data.find(b"\r\n\r\n")
-        if len(data if end < 0 else data[:end]) > MOST_HEAD:
+        if (len(data) if end < 0 else end) > MOST_HEAD:
             self._refuse(f"The head of a request has at most {MOST_HEAD} bytes.", 431)
         elif end >= 0:
             try:
@@ -259,6 +261,8 @@ class Connection(asyncio.Protocol):
                 self._refuse(error.message, error.status)
             else:
                 self._begin(told, data[end + 4 :])
+        elif data.startswith(b"\r\n"):
+            self._refuse(what_is_wrong_with(b""))
         elif _BARE.search(data):
             self._refuse("The lines of a head end in CR LF.")
         elif _HOPELESS.match(data):
@@ -266,7 +270,7 @@ class Connection(asyncio.Protocol):
 
     def _begin(self, told: Head, rest: bytes) -> None:
         body = self._body = body_of(told)
-        self._held = b""
+        self._held, self._blank = b"", False
         self._limit = _MOST_AHEAD
         self._since = self._loop.time()
         call = self._call = Call(self, told)
@@ -360,7 +364,7 @@ class Connection(asyncio.Protocol):
             self._wanted = None
         if self._fault is not None:
             raise ProblemError(self._fault)
-        data = body.pieces[0] if len(body.pieces) == 1 else b"".join(body.pieces)
+        data = body.take()
         self._let_go_of_body()
         return data
 
@@ -372,7 +376,7 @@ class Connection(asyncio.Protocol):
             self._fail(Problem(kind="malformed", message=error.message))
             return
         if self._call is None:
-            body.pieces.clear()
+            body.take()
             if body.complete:
                 self._body, self._held = None, rest
                 self._next()
@@ -410,7 +414,7 @@ class Connection(asyncio.Protocol):
         self._listener.held -= self._counted
         self._counted = 0
         if self._body is not None:
-            self._body.pieces.clear()
+            self._body.take()
 
     # What takes too long.
 

@@ -24,6 +24,7 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]++|\[[0-9A-Fa-f:.]++\])(?::[
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?")
 _MOST_SIZE_LINE = 256
+_SMALL = 4096
 _ONCE = frozenset({b"host", b"content-length", b"transfer-encoding"})
 
 
@@ -138,7 +139,6 @@ def _length(headers: dict[bytes, bytes], *, old: bool) -> int | None:
 class Body(Protocol):
     """The bytes of one body, as they come."""
 
-    pieces: list[bytes]
     size: int
     """Bytes of the body so far."""
     complete: bool
@@ -150,12 +150,15 @@ class Body(Protocol):
             Refused: this is no body.
         """
 
+    def take(self) -> bytes:
+        """All that has come; none of it is kept."""
+
 
 class Sized:
     """A body whose length was told."""
 
     def __init__(self, length: int) -> None:
-        self.pieces: list[bytes] = []
+        self._pieces: list[bytes] = []
         self.size = 0
         self.length = length
         self.complete = not length
@@ -164,20 +167,25 @@ class Sized:
         """Take what belongs to this body; what follows it is given back."""
         lacks = self.length - self.size
         if len(data) < lacks:
-            self.pieces.append(data)
+            self._pieces.append(data)
             self.size += len(data)
             return b""
         self.complete = True
         self.size = self.length
-        self.pieces.append(data if len(data) == lacks else data[:lacks])
+        self._pieces.append(data if len(data) == lacks else data[:lacks])
         return data[lacks:]
+
+    def take(self) -> bytes:
+        """All that has come; none of it is kept."""
+        pieces, self._pieces = self._pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class Chunked:
     """A body in chunks; what follows the last one is checked, and let go."""
 
     def __init__(self) -> None:
-        self.pieces: list[bytes] = []
+        self._pieces: list[bytes | bytearray] = []
         self.size = 0
         self.complete = False
         self._held = b""
@@ -228,7 +236,7 @@ class Chunked:
         here = len(data) - at
         body = min(self._lacks - 2, here)
         if body > 0:
-            self.pieces.append(data[at : at + body])
+            self._keep(data[at : at + body])
             self.size += body
             self._lacks -= body
             at += body
@@ -239,6 +247,22 @@ class Chunked:
             self._lacks = 0
             at += 2
         return at
+
+    def take(self) -> bytes:
+        """All that has come; none of it is kept."""
+        pieces, self._pieces = self._pieces, []
+        return b"".join(pieces)
+
+    def _keep(self, piece: bytes) -> None:
+        """Keep a piece; small ones together, for a chunk may be one byte."""
+        if len(piece) >= _SMALL:
+            self._pieces.append(piece)
+            return
+        last = self._pieces[-1] if self._pieces else b""
+        if isinstance(last, bytearray) and len(last) < _SMALL:
+            last += piece
+        else:
+            self._pieces.append(bytearray(piece))
 
     def _trailer(self, data: bytes, at: int, end: int) -> int:
         if end == at:
