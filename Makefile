@@ -16,7 +16,7 @@ LOCKED := install --require-hashes --only-binary :all: --requirement
 unexport PIP_REQUIRE_VIRTUALENV PIP_USER PIP_TARGET PIP_PREFIX PYTHONPATH PYTHONHOME
 
 .DELETE_ON_ERROR:
-.PHONY: help install serve test matrix check clients fuzz audit sbom lock clean
+.PHONY: help install serve test matrix check clients faults fuzz audit sbom lock clean
 
 help: ## List these
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,11 +44,14 @@ clients: .venv/.serve $(CLIENTS:%=.venvs/%/.done) ## Try the OpenAI SDKs, of Pyt
 	fi
 	@exec $(BIN)/python tests/clients/run.py $(ARGS)
 
+faults: .venv/.dev ## Kill, stop, overload and leave a real herd (ARGS="--scale 0.1": fewer rounds)
+	@exec $(BIN)/python tests/faults/run.py $(ARGS)
+
 fuzz: .venv/.serve .venvs/fuzz/.done ## Fuzz a real gateway with its own document (ARGS="--cases 500": fewer)
 	@exec $(BIN)/python tests/fuzz/run.py $(ARGS)
 
 audit: .venvs/audit/.done ## Look up what is known against the locked packages (wants the network)
-	@exec .venvs/audit/bin/python tools/audit/run.py requirements/*.txt tools/*/requirements.txt $(wildcard tests/*/requirements.txt tests/*/*/requirements.txt)
+	@exec .venvs/audit/bin/python tools/audit/run.py requirements/*.txt $(wildcard $(foreach at,bench tests tools,$(at)/*/requirements.txt $(at)/*/*/requirements.txt))
 
 sbom: .venvs/audit/.done ## Write dist/sbom.json: what is installed to serve, as CycloneDX
 	@mkdir -p dist

@@ -100,6 +100,41 @@ def test_an_event_that_never_ends_is_not_held_for_ever() -> None:
         all(framer.feed(b"data: aaaa\n") == [] for _ in range(1000))
 
 
+@pytest.mark.parametrize("piece", [b"a" * 7, b"a\r", b"a\r\n", b"a\n", b"\xc3", b": \r\n"])
+def test_what_is_held_is_read_once(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    framer, taken = SseFramer(), []
+    take = framer._take
+
+    def counts(data: bytes) -> list[Frame]:
+        taken.append(len(data))
+        return take(data)
+
+    monkeypatch.setattr(framer, "_take", counts)
+    framer.feed(b"data: b\n\ndata: ")
+    for _ in range(10_000):
+        assert framer.feed(piece) == []
+    (frame,) = framer.feed(b"x\ndata: c\n\n")
+    assert frame.data.endswith(b"\nc")
+    # The first piece, and then all that was held: once, not again with every piece.
+    assert len(taken) == 2
+    assert sum(taken) < 10_000 * len(piece) + 50
+
+
+@pytest.mark.parametrize("line", [b"a\r\n", b"\xc3", b"data: a\n", b": \r"])
+def test_the_limit_is_reached_in_few_steps(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    framer, taken = SseFramer(10_000), []
+    take = framer._take
+
+    def counts(data: bytes) -> list[Frame]:
+        taken.append(data)
+        return take(data)
+
+    monkeypatch.setattr(framer, "_take", counts)
+    with pytest.raises(Malformed):
+        all(framer.feed(line) == [] for _ in range(20_000))
+    assert len(taken) < 30
+
+
 def test_a_frame_is_told_as_soon_as_it_is_whole() -> None:
     framer = SseFramer()
     assert framer.feed(b"data: a\n") == []

@@ -37,7 +37,7 @@ from tropilla.ir import (
 )
 from tropilla.stops import Stops
 from tropilla.upstream.fleet import BUSY_CODE
-from tropilla.upstream.http import Incoming
+from tropilla.upstream.incoming import Incoming
 from tropilla.upstream.member import Upstream
 
 _JSON = {"Content-Type": "application/json"}
@@ -227,6 +227,10 @@ class _Single:
         if self._held is not None:
             events = self._held.feed(events)
         self._over = bool(events) and isinstance(events[-1], Finished | Failed)
+        if self._over and isinstance(failed := events[-1], Failed):
+            message = self._upstream.link.hide(failed.problem.message.encode()).decode()
+            problem = msgspec.structs.replace(failed.problem, message=message)
+            events[-1] = msgspec.structs.replace(failed, problem=problem)
         return events
 
     async def _next(self) -> list[Event]:

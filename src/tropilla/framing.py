@@ -27,6 +27,7 @@ class Frame(NamedTuple):
 COMMENT = ":"
 _PLAIN_START = b"data: "
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+_EMPTY_LINE = re.compile(rb"\n[\r\n]|\r\r")
 
 
 class SseFramer:
@@ -37,7 +38,11 @@ class SseFramer:
     """
 
     def __init__(self, limit: int = MAX_FRAME) -> None:
-        self._held = b""
+        self._held: list[bytes] = []
+        """What is not whole yet, as it came: it is put together once, when it is."""
+        self._size = 0
+        self._tail = b""
+        """The last two bytes of that."""
         self._limit = limit
         self._first = True
 
@@ -47,19 +52,39 @@ class SseFramer:
         Raises:
             Malformed: one event is larger than the limit.
         """
-        data = self._held + piece if self._held else piece
+        # Most pieces are one event of one line.
+        if (
+            not (self._size or self._first)
+            and piece.startswith(_PLAIN_START)
+            and piece.find(b"\n") == len(piece) - 2
+            and piece.endswith(b"\n\n")
+            and len(piece) <= self._limit
+            and b"\r" not in piece
+        ):
+            return [Frame("", piece[6:-2])]
+        self._held.append(piece)
+        self._size += len(piece)
+        last = self._tail + piece
+        self._tail = last[-2:]
+        if self._size <= self._limit + 2 and not self._first and not _has_empty_line(last):
+            return []
+        return self._take(b"".join(self._held))
+
+    def _take(self, data: bytes) -> list[Frame]:
+        """Read what is whole, and hold the rest."""
         if self._first and data:
             if b"\xef\xbb\xbf".startswith(data):
-                self._held = data
+                self._hold(data)
                 return []
             self._first = False
             data = data.removeprefix(b"\xef\xbb\xbf")
         if b"\r" in data:
             data = self._unify(data)
         blocks = data.split(b"\n\n")
-        self._held = blocks.pop()
+        rest = blocks.pop()
+        self._hold(rest)
         # What is held may end in half of the empty line: that is not part of the event.
-        if len(self._held) > self._limit + 2:
+        if len(rest) > self._limit + 2:
             raise self._too_large()
         frames: list[Frame] = []
         for block in blocks:
@@ -71,9 +96,15 @@ class SseFramer:
                 self._read(block, frames)
         return frames
 
+    def _hold(self, data: bytes) -> None:
+        self._held = [data] if data else []
+        self._size = len(data)
+        self._tail = data[-2:]
+
     def end(self) -> list[Frame]:
         """The stream is over: what was held is the last event, if it was one."""
-        held, self._held = self._held.rstrip(b"\r\n"), b""
+        held = _LINE_END.sub(b"\n", b"".join(self._held)).rstrip(b"\n")
+        self._hold(b"")
         frames: list[Frame] = []
         if held:
             self._read(held, frames)
@@ -108,6 +139,11 @@ class SseFramer:
             frames.append(Frame(event, b"\n".join(lines)))
         elif comment:
             frames.append(Frame(COMMENT, b""))
+
+
+def _has_empty_line(data: bytes) -> bool:
+    """Whether an event ends in these bytes, or will with the next one."""
+    return b"\n\n" in data or (b"\r" in data and _EMPTY_LINE.search(data) is not None)
 
 
 def sse(data: bytes, event: str = "") -> bytes:

@@ -126,7 +126,8 @@ async def _ask_once(path: str, data: bytes, upstream: Upstream) -> tuple[Json, b
 
 
 def _parse_problem(status: int, answer: bytes, upstream: Upstream) -> Problem:
-    return dialects.named(_BACKS[upstream.traits.dialect]).parse_problem(status, answer)
+    dialect = dialects.named(_BACKS[upstream.traits.dialect])
+    return dialect.parse_problem(status, upstream.link.hide(answer))
 
 
 def _refusal(status: int, answer: bytes, upstream: Upstream) -> Problem:

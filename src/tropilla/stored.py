@@ -11,18 +11,20 @@ SQLite works in a thread: nothing here makes others wait.
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
 from threading import Lock
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from tropilla import log
 from tropilla.config import ResponsesConfig
 from tropilla.ir import JsonObject, Problem, ProblemError, Value
+
+if TYPE_CHECKING:
+    import sqlite3
 
 _T = TypeVar("_T")
 _BROKEN = Problem(
@@ -99,6 +101,8 @@ class Store:
                 database.close()
 
     async def _do(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        import sqlite3  # noqa: PLC0415 - most gateways keep nothing
+
         def alone() -> _T:
             with self._lock:
                 if self._database is None:
@@ -114,6 +118,8 @@ class Store:
             raise ProblemError(_BROKEN) from error
 
     def _open(self) -> sqlite3.Connection:
+        import sqlite3  # noqa: PLC0415 - as above
+
         path = ":memory:" if self._config.store == "memory" else self._config.store
         database = sqlite3.connect(path, check_same_thread=False)
         try:

@@ -1,4 +1,7 @@
-"""Four real engines, and what befalls them."""
+"""Four real engines, and what befalls them; `make faults` is the long version.
+
+Where it is cheap a control follows: without the mechanism the same fault does harm.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,17 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from conftest import Answer, Serve, Served
+from conftest import CHAT, Answer, Serve, Served
 from tropilla.config import TINY_MODEL
-from tropilla.upstream import probe
+from tropilla.herd.pool import Effect, Pool
+from tropilla.upstream import fleet, probe
 from tropilla.upstream.engine import Engine, EngineOptions
+from tropilla.upstream.fleet import Fleet
 from tropilla.upstream.probe import busy_slots
 
 pytestmark = pytest.mark.anyio
@@ -23,17 +29,20 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 async def engines() -> AsyncIterator[list[Engine]]:
     """Four of them, each with two slots."""
-    herd = [Engine(EngineOptions(model=TINY_MODEL, alias="m", slots=2)) for _ in range(4)]
+    # One thread each: more of them would wait for each other on a busy machine.
+    options = EngineOptions(model=TINY_MODEL, alias="m", slots=2, threads=1)
+    herd = [Engine(options) for _ in range(4)]
     await asyncio.gather(*(one.start() for one in herd))
     yield herd
     await asyncio.gather(*(one.stop() for one in herd))
 
 
-async def ask(tropilla: Served, number: int) -> Answer:
+async def ask(tropilla: Served, number: int, *, tokens: int = 60) -> Answer:
     return await tropilla.chat(
         messages=[{"role": "user", "content": f"Tell me story {number}."}],
         stream=number % 2 == 0,
-        max_tokens=60,
+        max_tokens=tokens,
+        ignore_eos=True,
         temperature=0,
         seed=number,
     )
@@ -67,23 +76,58 @@ async def test_a_killed_engine_loses_no_answer(gateway: Serve, engines: list[Eng
     await tropilla.has(lambda: all(one.leases == 0 for one in tropilla.fleet.upstreams))
 
 
+async def test_without_retries_a_killed_engine_takes_answers_along(
+    gateway: Serve, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pool, "may_retry", lambda *_: False)
+    tropilla = await gateway(*(one.address for one in engines))
+    whole = range(1, 33, 2)
+    asked = [asyncio.create_task(ask(tropilla, number, tokens=300)) for number in whole]
+    victim = tropilla.fleet.upstreams[1]
+    await tropilla.has(lambda: victim.leases == 2)
+    assert engines[1].pid is not None
+    os.kill(engines[1].pid, signal.SIGKILL)
+    outcomes = Counter([outcome(await one) for one in asked])
+    assert outcomes["whole"] == 14
+
+
+@contextmanager
+def stopped(pid: int | None) -> Iterator[None]:
+    """Meanwhile a process stands still."""
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 async def test_an_engine_that_stands_still_is_passed_over(
     gateway: Serve, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_SECONDS", 1.0)
+    monkeypatch.setattr(probe, "_LIFE_SECONDS", 0.5)
     tropilla = await gateway(*(one.address for one in engines))
-    stuck = engines[2].pid
-    assert stuck is not None
-    os.kill(stuck, signal.SIGSTOP)
-    try:
-        upstream = tropilla.fleet.upstreams[2]
-        upstream.recheck.set()
-        await tropilla.until(lambda: upstream.state != "ready")
-        asked = [asyncio.create_task(ask(tropilla, number)) for number in range(24)]
+    upstream = tropilla.fleet.upstreams[2]
+    # Some are in the middle of their answers there, others are given to it later.
+    asked = [asyncio.create_task(ask(tropilla, number, tokens=300)) for number in range(24)]
+    await tropilla.has(lambda: upstream.leases == 2)
+    with stopped(engines[2].pid):
         assert Counter([outcome(await one) for one in asked]) == {"whole": 12, "streamed": 12}
-    finally:
-        os.kill(stuck, signal.SIGCONT)
+        assert upstream.state != "ready"
     await tropilla.until(lambda: upstream.state == "ready")
+
+
+async def test_without_signs_of_life_an_engine_that_stands_still_holds_what_it_has(
+    gateway: Serve, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tropilla = await gateway(*(one.address for one in engines))
+    monkeypatch.setattr(Fleet, "_failed", lambda *_: None)
+    monkeypatch.setattr(fleet, "_DEAD_PROBES", 10**9)
+    with stopped(engines[2].pid):
+        asked = [asyncio.create_task(ask(tropilla, number)) for number in range(24)]
+        await tropilla.has(lambda: sum(one.done() for one in asked) == 22)
+        assert tropilla.fleet.upstreams[2].leases == 2
+    assert Counter([outcome(await one) for one in asked]) == {"whole": 12, "streamed": 12}
 
 
 async def test_all_of_them_down_is_told_and_passes(gateway: Serve, engines: list[Engine]) -> None:
@@ -106,13 +150,9 @@ async def test_all_of_them_down_is_told_and_passes(gateway: Serve, engines: list
     assert outcome(await ask(tropilla, 1)) == "whole"
 
 
-async def test_whoever_leaves_whenever_leaves_nothing_behind(
-    gateway: Serve, engines: list[Engine]
-) -> None:
-    tropilla = await gateway(*(one.address for one in engines[:2]))
+async def many_leave(tropilla: Served, many: int) -> None:
+    """So many ask, and leave at some time."""
     chance = random.Random(7)
-    await ask(tropilla, 0)
-    before = len(asyncio.all_tasks())
 
     async def leaves(number: int) -> None:
         task = asyncio.create_task(ask(tropilla, number))
@@ -121,8 +161,17 @@ async def test_whoever_leaves_whenever_leaves_nothing_behind(
         task.cancel()
         await asyncio.wait([task])
 
-    for start in range(0, 240, 24):
+    for start in range(0, many, 24):
         await asyncio.gather(*(leaves(start + number) for number in range(24)))
+
+
+async def test_whoever_leaves_whenever_leaves_nothing_behind(
+    gateway: Serve, engines: list[Engine]
+) -> None:
+    tropilla = await gateway(*(one.address for one in engines[:2]))
+    await ask(tropilla, 0)
+    before = len(asyncio.all_tasks())
+    await many_leave(tropilla, 240)
     pool = tropilla.fleet.pool
     await tropilla.has(lambda: not pool.waiting and not pool._held)
     assert all(one.leases == 0 for one in tropilla.fleet.upstreams)
@@ -134,3 +183,21 @@ async def test_whoever_leaves_whenever_leaves_nothing_behind(
             pass
     await tropilla.has(lambda: len(asyncio.all_tasks()) <= before)
     assert outcome(await ask(tropilla, 1)) == "whole"
+
+
+async def test_without_release_whoever_leaves_keeps_a_slot(
+    gateway: Serve, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keeps(pool: Pool, request: int, _: float) -> list[Effect]:
+        pool._waiting.pop(request, None)
+        return []
+
+    monkeypatch.setattr(Pool, "on_cancel", keeps)
+    tropilla = await gateway(*(one.address for one in engines[:2]))
+    raw = await tropilla.connect()
+    await raw.post("/v1/chat/completions", CHAT | {"max_tokens": 1000, "ignore_eos": True})
+    upstreams = tropilla.fleet.upstreams
+    await tropilla.has(lambda: any(one.leases for one in upstreams))
+    raw.leave()
+    await tropilla.has(lambda: not any(one.leases for one in upstreams))
+    assert tropilla.fleet.pool._held

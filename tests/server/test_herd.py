@@ -119,3 +119,14 @@ async def test_a_session_is_its_keys_own(gateway: Serve, doubles: Start) -> None
     assert (await tropilla.ask("POST", PATH, CHAT, headers)).status == 200
     assert await cached("a", "s") == [0.5, 0]
     assert await cached("a", "t") == await cached("b", "s") == [0, 0]
+
+
+async def test_without_keys_a_session_is_its_addresses_own(gateway: Serve, doubles: Start) -> None:
+    one, two = await doubles(), await doubles()
+    for double in (one, two):
+        double.on(PATH, streams(*told("x")))
+    tropilla = await gateway(one, two)
+    headers = {"x-session-id": "s"}
+    assert (await tropilla.ask("POST", PATH, CHAT, headers)).status == 200
+    answer = await tropilla.ask("POST", "/api/route", CHAT, headers)
+    assert [one["cached"] for one in answer.json["upstreams"]] == [0.5, 0]

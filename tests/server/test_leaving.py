@@ -12,6 +12,7 @@ import pytest
 from conftest import CHAT, Raw, Serve, Start, report
 from doubles.upstream import DEADLINE, Double, Exchange, chunk, streams, told
 from tropilla.upstream.http import Link
+from tropilla.upstream.lean import Client
 
 pytestmark = pytest.mark.anyio
 
@@ -129,7 +130,7 @@ async def test_leaving_while_the_upstream_is_connected_to(
         finally:
             given_up.set()
 
-    monkeypatch.setattr(Link, "_ask", connects)
+    monkeypatch.setattr(Client, "ask", connects)
     raw = await asks(tropilla, stream=True)
     await asyncio.wait_for(connecting.wait(), DEADLINE)
     raw.leave()

@@ -9,7 +9,7 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import pytest
@@ -18,17 +18,34 @@ from conftest import Start
 from doubles.upstream import DEADLINE, Double, Exchange, answers, resets, streams
 from tropilla.config import TimeoutsConfig
 from tropilla.ir import ProblemError
-from tropilla.upstream import http
+from tropilla.upstream import incoming as arriving
 from tropilla.upstream.http import Link
 
 pytestmark = pytest.mark.anyio
 
 
+class Links(Protocol):
+    """Makes a client of a server; it is closed with the test."""
+
+    def __call__(self, url: str, **more: Any) -> Link: ...
+
+
+@pytest.fixture(params=["lean", "aiohttp"])
+async def links(request: pytest.FixtureRequest) -> AsyncIterator[Links]:
+    made: list[Link] = []
+
+    def link(url: str, **more: Any) -> Link:
+        made.append(Link(url, plain=request.param == "lean", **more))
+        return made[-1]
+
+    yield link
+    for one in made:
+        await one.close()
+
+
 @pytest.fixture
-async def link(double: Double) -> AsyncIterator[Link]:
-    one = Link(double.url, headers={"Authorization": "Bearer upstreams"})
-    yield one
-    await one.close()
+def link(double: Double, links: Links) -> Link:
+    return links(double.url, headers={"Authorization": "Bearer upstreams"})
 
 
 async def failure(link: Link, path: str = "/x") -> Any:
@@ -58,13 +75,12 @@ async def test_nothing_is_unpacked_and_nothing_followed(double: Double, link: Li
     assert {exchange.path for exchange in double.requests} == {"/x"}
 
 
-async def test_cookies_are_not_kept(double: Double) -> None:
-    link = Link(f"http://localhost:{double.port}")  # of a bare number nobody keeps cookies
+async def test_cookies_are_not_kept(double: Double, links: Links) -> None:
+    link = links(f"http://localhost:{double.port}")  # of a bare number nobody keeps cookies
     double.on("/x", answers(200, b"", "text/plain", "Set-Cookie: a=b"))
     await link.ask("GET", "/x")
     await link.ask("GET", "/x")
     assert "cookie" not in double.requests[-1].headers
-    await link.close()
 
 
 async def test_pieces_come_as_they_were_sent(double: Double, link: Link) -> None:
@@ -107,34 +123,32 @@ async def test_cancelling_a_question_closes_its_connection(double: Double, link:
         await asked
 
 
-async def test_nobody_there(free_port: int) -> None:
-    link = Link(f"http://127.0.0.1:{free_port}")
+async def test_nobody_there(free_port: int, links: Links) -> None:
+    link = links(f"http://127.0.0.1:{free_port}")
     problem = await failure(link)
     assert (problem.kind, problem.retryable, problem.retry_after) == ("unavailable", True, 1)
     assert f"http://127.0.0.1:{free_port} cannot be reached: Connection refused" in problem.message
-    await link.close()
 
 
-async def test_a_host_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_host_without_an_address(monkeypatch: pytest.MonkeyPatch, links: Links) -> None:
     async def resolves(*_: object, **__: object) -> None:
-        raise OSError(-2, "Name or service not known")
+        raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(aiohttp.ThreadedResolver, "resolve", resolves)
-    link = Link("http://no-such-host.invalid:1")
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolves)
+    link = links("http://no-such-host.invalid:1")
     problem = await failure(link)
     assert problem.kind == "unavailable"
     assert "http://no-such-host.invalid:1 has no address" in problem.message
-    await link.close()
 
 
-async def test_tls_where_there_is_none(double: Double) -> None:
-    link = Link(double.url.replace("http:", "https:"))
+async def test_tls_where_there_is_none(double: Double, links: Links) -> None:
+    link = links(double.url.replace("http:", "https:"))
     problem = await failure(link)
     assert problem.kind == "unavailable"
-    await link.close()
 
 
-async def test_a_host_that_does_not_accept() -> None:
+async def test_a_host_that_does_not_accept(links: Links) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         # A queue of connections that is full takes no other.
         stuffed = []
@@ -143,13 +157,12 @@ async def test_a_host_that_does_not_accept() -> None:
             sock.setblocking(False)  # noqa: FBT003
             sock.connect_ex(full.getsockname())
         url = f"http://127.0.0.1:{full.getsockname()[1]}"
-        link = Link(url, timeouts=TimeoutsConfig(connect=0.05))
+        link = links(url, timeouts=TimeoutsConfig(connect=0.05))
         problem = await failure(link)
         for sock in stuffed:
             sock.close()
     assert (problem.kind, problem.retryable) == ("unavailable", True)
     assert "cannot be reached" in problem.message
-    await link.close()
 
 
 async def test_a_question_has_its_time(double: Double, link: Link) -> None:
@@ -159,19 +172,18 @@ async def test_a_question_has_its_time(double: Double, link: Link) -> None:
     await (await double.arrives()).left()
 
 
-async def test_silence_has_its_time(double: Double) -> None:
-    link = Link(double.url, timeouts=TimeoutsConfig(idle=0.02))
+async def test_silence_has_its_time(double: Double, links: Links) -> None:
+    link = links(double.url, timeouts=TimeoutsConfig(idle=0.02))
     double.on("/x", Exchange.head)
     problem = await failure(link)
     assert (problem.kind, problem.retryable) == ("timeout", False)
     assert "fell silent" in problem.message
-    await link.close()
 
 
 async def test_more_than_anybody_wants(
     double: Double, link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "MAX_WHOLE", 1000)
+    monkeypatch.setattr(arriving, "MAX_WHOLE", 1000)
     double.on("/x", streams(b"x" * 600, b"x" * 600))
     problem = await failure(link)
     assert (problem.kind, problem.retryable) == ("upstream_failed", False)
@@ -205,31 +217,31 @@ async def test_a_new_connection_that_dies_is_a_failure(double: Double, link: Lin
 async def test_finish_waits_for_the_end_but_not_for_ever(
     double: Double, link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "_END_SECONDS", 0.02)
+    monkeypatch.setattr(arriving, "END_SECONDS", 0.02)
     double.on("/x", Exchange.head)
     async with link.send("GET", "/x") as incoming:
         await incoming.finish()
     await double.requests[0].left()
 
 
-async def test_a_password_is_sent_and_never_shown(double: Double, free_port: int) -> None:
-    link = Link(double.url.replace("http://", "http://me:s%40cret@") + "/base")
+async def test_a_password_is_sent_and_never_shown(
+    double: Double, free_port: int, links: Links
+) -> None:
+    link = links(double.url.replace("http://", "http://me:s%40cret@") + "/base")
     assert link.url == f"{double.url}/base"
     double.on("/base/x", answers(200, b""))
     await link.ask("GET", "/x")
     sent = double.requests[0].headers["authorization"]
     assert base64.b64decode(sent.removeprefix("Basic ")) == b"me:s@cret"
-    await link.close()
-    link = Link(f"http://me:secret@127.0.0.1:{free_port}")
+    link = links(f"http://me:secret@127.0.0.1:{free_port}")
     assert "secret" not in (await failure(link)).message
-    await link.close()
 
 
-async def test_a_unix_socket(doubles: Start) -> None:
+async def test_a_unix_socket(doubles: Start, links: Links) -> None:
     del doubles
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as folder:
         path = Path(folder, "s")
-        link = Link(f"unix://{path}")
+        link = links(f"unix://{path}")
         problem = await failure(link)
         assert (problem.kind, problem.retryable) == ("unavailable", True)
         assert str(path) in problem.message
@@ -237,5 +249,21 @@ async def test_a_unix_socket(doubles: Start) -> None:
         await double.start(path)
         double.on("/x", answers(200, b"here"))
         assert await link.ask("GET", "/x") == (200, b"here")
-        await link.close()
         await double.stop()
+
+
+async def test_who_reads_hears_that_all_is_closed(double: Double, link: Link) -> None:
+    async def begins(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.send(b"one")
+        await exchange.gone.wait()
+
+    double.on("/x", begins)
+    async with link.send("POST", "/x", b"{}") as incoming:
+        assert await incoming.read() == b"one"
+        reading = asyncio.create_task(incoming.read())
+        await asyncio.sleep(0)
+        await link.close()
+        with pytest.raises(ProblemError) as caught:
+            await asyncio.wait_for(reading, DEADLINE)
+    assert caught.value.problem.died

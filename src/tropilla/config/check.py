@@ -67,7 +67,7 @@ def _servers(reader: Reader) -> None:
         before = first.setdefault(one.server, one)
         if value.each_address and not value.url.startswith("http://"):
             reader.complain((*way, "each_address"), "is for http:// addresses alone.")
-        for name in ("timeouts", "slots", "failures", "each_address"):
+        for name in ("timeouts", "client", "slots", "failures", "each_address"):
             if getattr(before.upstream, name) != getattr(value, name):
                 reader.complain(
                     way,

@@ -79,6 +79,8 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Who turns chat messages into a prompt, for this server alone."""
     timeouts: TimeoutsConfig = TimeoutsConfig()
     """How long it is waited for."""
+    client: Literal["auto", "aiohttp"] = "auto"
+    """Who speaks HTTP with it; `auto` is a client of our own, and aiohttp where there is TLS."""
     failures: FailuresConfig = FailuresConfig()
     """How its failures are taken."""
     each_address: bool = False

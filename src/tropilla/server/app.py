@@ -280,7 +280,8 @@ class Gateway:
         if not isinstance(action, Generate):
             raise Malformed(f"'{path}' is no path at which text is wanted.", param="path")
         request = dialects.named(action.dialect).parse_request(body, action.path)
-        origin = relay.Origin("", 0, key=call.owner, session=_session(call, request))
+        key = call.owner or call.client
+        origin = relay.Origin("", 0, key=key, session=_session(call, request))
         ask = relay.ask_of(request, origin)
         await reply.whole(200, msgspec.json.encode(herd.route(self._fleet, ask)))
 

@@ -376,7 +376,7 @@ class Connection(asyncio.Protocol):
             self._fail(Problem(kind="malformed", message=error.message))
             return
         if self._call is None:
-            body.take()
+            body.drop()
             if body.complete:
                 self._body, self._held = None, rest
                 self._next()
@@ -414,7 +414,7 @@ class Connection(asyncio.Protocol):
         self._listener.held -= self._counted
         self._counted = 0
         if self._body is not None:
-            self._body.take()
+            self._body.drop()
 
     # What takes too long.
 

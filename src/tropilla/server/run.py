@@ -121,13 +121,13 @@ class _Run:
             config, told = self._again()
             _check(self._settings, config)
         except ConfigError as error:
-            text = "The new settings are refused, the old ones stay: {why}"
-            log.error("settings.refused", text, why=str(error))
+            text = "The new settings are refused, the old ones stay:{why}"
+            log.error("settings.refused", text, why=str(error).splitlines())
             return
         self._settings = config
         self._patience[0] = config.drain
         self._gateway.reload(config)
-        log.info("settings.read", "The settings were read again. {news}", news=told.split("\n"))
+        log.info("settings.read", "The settings were read again.{news}", news=told.splitlines())
 
     async def watch(self, file: Path) -> None:
         """Read the settings again whenever their file changes."""

@@ -153,6 +153,9 @@ class Body(Protocol):
     def take(self) -> bytes:
         """All that has come; none of it is kept."""
 
+    def drop(self) -> None:
+        """Nobody wants what has come."""
+
 
 class Sized:
     """A body whose length was told."""
@@ -179,6 +182,10 @@ class Sized:
         """All that has come; none of it is kept."""
         pieces, self._pieces = self._pieces, []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def drop(self) -> None:
+        """Nobody wants what has come."""
+        self._pieces.clear()
 
 
 class Chunked:
@@ -252,6 +259,10 @@ class Chunked:
         """All that has come; none of it is kept."""
         pieces, self._pieces = self._pieces, []
         return b"".join(pieces)
+
+    def drop(self) -> None:
+        """Nobody wants what has come."""
+        self._pieces.clear()
 
     def _keep(self, piece: bytes) -> None:
         """Keep a piece; small ones together, for a chunk may be one byte."""

@@ -356,33 +356,40 @@ class Fleet:
     def _set(
         self, upstream: Upstream, state: State, problem: Problem | None, busy: int | None = None
     ) -> None:
-        news = state != upstream.state
+        news, out = state != upstream.state, self.quarantine(upstream) is not None
         upstream.state, upstream.problem = state, problem
         self._tell_pool(self.pool.on_probe, upstream.number, upstream.seen(busy), self._now())
+        if out and self.quarantine(upstream) is None:
+            text = "{upstream} gets requests again, few at first."
+            log.info("upstream.back", text, upstream=upstream.name)
         if not news:
             return
-        if state == "ready":
-            log.info(
-                "upstream.ready",
-                "{upstream} is ready: {models}",
-                upstream=upstream.name,
-                models=", ".join(upstream.offers) or "no model",
-            )
-        elif state == "down" and problem is not None:
-            log.warning(
-                "upstream.down",
-                "{why} Trying again every {seconds} s.",
-                upstream=upstream.name,
-                why=problem.message,
-                seconds=_RETRY_SECONDS[-1],
-            )
-        elif state == "loading":
-            text = "{upstream} is loading its model."
-            log.info("upstream.loading", text, upstream=upstream.name)
+        self._log_state(upstream)
         if state == "ready" and self._on_first is not None and upstream.offers:
             self._on_first(next(iter(upstream.offers)))
             self._on_first = None
         self._tell()
+
+    @staticmethod
+    def _log_state(upstream: Upstream) -> None:
+        why = "" if upstream.problem is None else upstream.problem.message
+        match upstream.state:
+            case "ready":
+                models = ", ".join(upstream.offers) or "no model"
+                text = "{upstream} is ready: {models}"
+                log.info("upstream.ready", text, upstream=upstream.name, models=models)
+            case "loading":
+                text = "{upstream} is loading its model."
+                log.info("upstream.loading", text, upstream=upstream.name)
+            case "starting":
+                text = "{why} It is looked for."
+                log.warning("upstream.lost", text, upstream=upstream.name, why=why)
+            case "down":
+                text = "{why} It is down, and looked for every {seconds} s."
+                log.warning(
+                    "upstream.down", text,
+                    upstream=upstream.name, why=why, seconds=_RETRY_SECONDS[-1],
+                )  # fmt: skip
 
     def _tell(self) -> None:
         # Whoever waits looks again; the next change has a new event.
@@ -534,6 +541,7 @@ class Fleet:
         if blame in {"gone", "died", "loading"} and upstream.state == "ready":
             upstream.state = "loading" if blame == "loading" else "starting"
             upstream.problem = problem
+            self._log_state(upstream)
             self._tell()
 
     def serving(self) -> dict[str, list[Upstream]]:

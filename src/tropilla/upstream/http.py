@@ -4,144 +4,87 @@ A request that is given up closes its connection at once: that is the only way t
 llama-server stop. No redirect is followed, no body is decompressed or decoded, and nothing is
 tried twice, except on a connection of the pool that was dead already. Every failure leaves as a
 `ProblemError` which says whether another upstream may do.
+
+There are two clients, which do the same: `lean`, and for what that has not, which is TLS, `aio`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import io
-import os
-from base64 import b64encode
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
-from weakref import WeakSet
+import string
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Protocol
+from urllib.parse import quote, unquote
 
-import aiohttp
 import msgspec
-import yarl
 
 from tropilla.config import TimeoutsConfig
-from tropilla.ir import JsonObject, Problem, ProblemError
+from tropilla.ir import JsonObject
+from tropilla.upstream import lean
+from tropilla.upstream.incoming import Incoming
 
 _DEFAULT_TIMEOUTS = TimeoutsConfig()
-
-MAX_WHOLE = 64 * 1024 * 1024
-"""Bytes of an answer that is wanted whole."""
-
-_END_SECONDS = 0.05
-"""How long the end of a complete answer is waited for: it follows, but in a packet of its own."""
-
-# llama-server closes an idle connection after 5 s, and any after 100 requests.
-_KEEP_SECONDS = 3.0
+_SENDABLE = string.ascii_letters + string.digits + string.punctuation
 
 
-_LARGE_BYTES = 256 * 1024
+class Client(Protocol):
+    """What asks a server; which one, `url` says."""
 
-
-def _in_pieces(body: bytes | None) -> bytes | io.BytesIO | None:
-    """What is large is written piece by piece: meanwhile others are served."""
-    return body if body is None or len(body) <= _LARGE_BYTES else io.BytesIO(body)
-
-
-class Incoming:
-    """An answer on its way: its head, and its body piece by piece."""
-
-    __slots__ = ("_read", "_response", "_url", "content_type", "retry_after", "status")
-
-    def __init__(self, response: aiohttp.ClientResponse, url: str) -> None:
-        self.status = response.status
-        self.content_type = response.headers.get("Content-Type", "")
-        self.retry_after = _seconds(response.headers.get("Retry-After", ""))
-        self._response = response
-        self._read = response.content.readany
-        self._url = url
-
-    async def read(self) -> bytes:
-        """The next piece, as it came; empty at the end.
+    async def ask(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None,
+        headers: Mapping[str, str] | None,
+        seconds: float | None,
+    ) -> Incoming:
+        """Ask, and wait for the head of the answer.
 
         Raises:
-            ProblemError: the upstream broke off or fell silent.
+            ProblemError: there is none.
         """
-        try:
-            return await self._read()
-        except (aiohttp.ClientError, OSError) as error:
-            raise ProblemError(_broken(self._url, error)) from error
 
-    async def whole(self) -> bytes:
-        """All that is left of the body.
-
-        Raises:
-            ProblemError: as `read` does; or there is more than anybody would want.
-        """
-        pieces, size = [], 0
-        while piece := await self.read():
-            size += len(piece)
-            if size > MAX_WHOLE:
-                raise ProblemError(
-                    Problem(
-                        kind="upstream_failed",
-                        message=f"The upstream {self._url} answered with over {MAX_WHOLE} bytes.",
-                    )
-                )
-            pieces.append(piece)
-        return b"".join(pieces)
-
-    def give_up(self) -> None:
-        """Break it off: whoever reads it hears that the upstream has."""
-        self._response.close()
-
-    async def finish(self) -> None:
-        """Take the end of an answer that has said everything, if it comes at once.
-
-        With it comes the right to use the connection again.
-        """
-        with suppress(TimeoutError, ProblemError):
-            async with asyncio.timeout(_END_SECONDS):
-                while await self.read():
-                    pass
+    async def close(self) -> None:
+        """Close every connection: whoever waits for an answer hears that the upstream has."""
 
 
-if TYPE_CHECKING:
-    _Base = aiohttp.BaseConnector
-else:
-    _Base = object
+class _Sending:
+    """An exchange, as long as an `async with` lasts."""
 
+    __slots__ = ("_asked", "_client", "_hide", "_incoming")
 
-class _Knowing(_Base):
-    """A connector that knows which tasks were given a connection that had been used before."""
+    def __init__(
+        self,
+        client: Client,
+        asked: tuple[str, str, bytes | None, Mapping[str, str] | None, float | None],
+        hide: Callable[[bytes], bytes],
+    ) -> None:
+        self._client = client
+        self._asked = asked
+        self._hide = hide
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._used: WeakSet[Any] = WeakSet()
-        self.given_used: WeakSet[Any] = WeakSet()
+    async def __aenter__(self) -> Incoming:
+        self._incoming = incoming = await self._client.ask(*self._asked)
+        incoming.hide = self._hide
+        return incoming
 
-    async def connect(self, *args: Any, **kwargs: Any) -> aiohttp.connector.Connection:
-        """Get a connection, and note whether it is new."""
-        task = asyncio.current_task()
-        self.given_used.discard(task)
-        connection = await super().connect(*args, **kwargs)
-        protocol = connection.protocol
-        if protocol in self._used:
-            self.given_used.add(task)
-        elif protocol is not None:
-            self._used.add(protocol)
-        return connection
-
-
-class _Tcp(_Knowing, aiohttp.TCPConnector):
-    pass
-
-
-class _Unix(_Knowing, aiohttp.UnixConnector):
-    pass
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._incoming.leave()
 
 
 class Link:
     """A client of one server. `url` is http(s)://[user:password@]host[:port][/base] or unix:///path.
 
-    A password is sent, and never shown: `url` goes without. `headers` go with every request.
+    A password is sent, and never shown: `url` goes without. `headers` go with every request, and
+    are not shown either: servers repeat what they refuse, and that is taken out of it.
+    Without TLS the lean client asks, unless it is not `plain`.
     """
 
     def __init__(
@@ -150,103 +93,40 @@ class Link:
         *,
         headers: Mapping[str, str] | None = None,
         timeouts: TimeoutsConfig = _DEFAULT_TIMEOUTS,
+        plain: bool = True,
     ) -> None:
         shown, authorization = _apart(url.rstrip("/"))
         self.url = shown
-        self._headers = {"Accept-Encoding": "identity", "User-Agent": "tropilla"}
+        told = {"Accept-Encoding": "identity", "User-Agent": "tropilla"}
         if authorization:
-            self._headers["Authorization"] = authorization
-        self._headers |= headers or {}
-        self.shows_key = self._headers.keys() & {"Authorization", "X-API-KEY"} != set()
-        self._connect_seconds = timeouts.connect
-        self._timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=timeouts.connect, sock_read=timeouts.idle
-        )
-        self._base = "http://localhost" if url.startswith("unix://") else self.url
-        self._urls: dict[str, yarl.URL] = {}
-        self._session: aiohttp.ClientSession | None = None
-        self._given_used: WeakSet[Any] = WeakSet()
+            told["Authorization"] = authorization
+        told |= headers or {}
+        # A password that another header has replaced is no less secret.
+        secret = _secrets([("Authorization", authorization or ""), *told.items()])
+        self._secrets = sorted(set(secret), key=len, reverse=True)
+        self.shows_key = told.keys() & {"Authorization", "X-API-KEY"} != set()
+        self._client = _client(shown, told, timeouts, plain=plain)
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector: _Knowing
-            if self.url.startswith("unix://"):
-                path = self.url.removeprefix("unix://")
-                connector = _Unix(path, limit=0, keepalive_timeout=_KEEP_SECONDS)
-            else:
-                connector = _Tcp(limit=0, keepalive_timeout=_KEEP_SECONDS)
-            self._given_used = connector.given_used
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                headers=self._headers,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                max_line_size=65536,
-                max_field_size=65536,
-            )
-        return self._session
-
-    def _target(self, path: str) -> yarl.URL:
-        url = self._urls.get(path)
-        if url is None:
-            url = yarl.URL(self._base + path, encoded=True)
-            if "?" not in path:
-                self._urls[path] = url
-        return url
-
-    @asynccontextmanager
-    async def send(
+    def send(
         self,
         method: str,
         path: str,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         seconds: float | None = None,
-    ) -> AsyncIterator[Incoming]:
+    ) -> _Sending:
         """Ask; the answer's head has come when this is entered, and leaving ends it for good.
 
-        `seconds` bounds the whole exchange; without, only silence is bounded.
-
-        Raises:
-            ProblemError: no answer came.
+        `seconds` bounds the whole exchange; without, only silence is bounded. What is entered
+        raises a `ProblemError` where no answer comes.
         """
-        timeout = self._timeout if seconds is None else aiohttp.ClientTimeout(total=seconds)
-        response = await self._ask(method, path, body, headers, timeout)
-        try:
-            yield Incoming(response, self.url)
-        finally:
-            # An answer that was not read to its end takes its connection with it.
-            if response.content.at_eof() and response.content.exception() is None:
-                response.release()
-            else:
-                response.close()
-
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        headers: Mapping[str, str] | None,
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
-    ) -> aiohttp.ClientResponse:
-        while True:
-            try:
-                return await self._open().request(
-                    method,
-                    self._target(path),
-                    data=_in_pieces(body),
-                    headers=headers,
-                    allow_redirects=False,
-                    timeout=timeout,
-                )
-            except (aiohttp.ClientError, OSError, ValueError) as error:
-                # A connection of the pool may have died unnoticed. The next one may have too; in
-                # the end there is a new one.
-                closed = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
-                if not closed or asyncio.current_task() not in self._given_used:
-                    raise ProblemError(
-                        _no_answer(self.url, error, self._connect_seconds)
-                    ) from error
+        # What cannot stand in the head of a request is quoted: nothing of it becomes another.
+        target = (
+            path
+            if path.isascii() and path.isprintable() and " " not in path
+            else (quote(path, safe=_SENDABLE))
+        )
+        return _Sending(self._client, (method, target, body, headers, seconds), self.hide)
 
     async def ask(
         self, method: str, path: str, body: JsonObject | None = None, seconds: float | None = 10.0
@@ -261,14 +141,50 @@ class Link:
         async with self.send(method, path, data, headers, seconds) as answer:
             return answer.status, await answer.whole()
 
+    def hide(self, told: bytes) -> bytes:
+        """What an upstream has told, without the secrets that it was shown."""
+        for secret in self._secrets:
+            told = told.replace(secret, b"***")
+        return told
+
     async def close(self) -> None:
         """Close every connection: whoever waits for an answer hears that the upstream has.
 
         What is sent after that has new ones.
         """
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._client.close()
+
+
+def _client(
+    url: str, headers: Mapping[str, str], timeouts: TimeoutsConfig, *, plain: bool
+) -> Client:
+    if plain and not url.startswith("https://"):
+        return lean.Client(url, headers, timeouts)
+    from tropilla.upstream import aio  # noqa: PLC0415 - half of the time to start would be its
+
+    return aio.Client(url, headers, timeouts)
+
+
+_OPEN = {"accept-encoding", "host", "user-agent"}
+_SHORTEST_SECRET = 8
+"""Bytes: what is shorter is found by chance, and is no secret for long."""
+
+
+def _secrets(headers: Iterable[tuple[str, str]]) -> Iterator[bytes]:
+    """What is secret in the headers that an upstream is sent."""
+    for name, value in headers:
+        if name.lower() in _OPEN:
+            continue
+        shown = [value]
+        if name.lower() == "authorization":
+            scheme, _, token = value.partition(" ")
+            shown.append(token)
+            if scheme.lower() == "basic":
+                with suppress(ValueError):
+                    shown.append(b64decode(token).decode().partition(":")[2])
+        for one in shown:
+            if len(secret := one.encode()) >= _SHORTEST_SECRET:
+                yield secret
 
 
 def _apart(url: str) -> tuple[str, str | None]:
@@ -280,47 +196,3 @@ def _apart(url: str) -> tuple[str, str | None]:
         return url, None
     encoded = b64encode(unquote(who).encode()).decode()
     return f"{scheme}://{host}{slash}{path}", f"Basic {encoded}"
-
-
-def _seconds(retry_after: str) -> float | None:
-    """When to ask again; a date is of no use where two clocks differ."""
-    return float(retry_after) if retry_after.isdecimal() and len(retry_after) < 6 else None
-
-
-def _no_answer(url: str, error: Exception, connect_seconds: float) -> Problem:
-    died = False
-    match error:
-        case aiohttp.ConnectionTimeoutError():
-            why = (
-                f"The upstream {url} cannot be reached: it did not answer in {connect_seconds:g} s."
-            )
-        case TimeoutError():
-            return Problem(
-                kind="timeout",
-                message=f"The upstream {url} did not answer in time.",
-            )
-        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
-            why = f"TLS with the upstream {url} failed: {error}."
-        case aiohttp.ClientConnectorDNSError():
-            why = f"The upstream {url} has no address: its host name is unknown here."
-        case aiohttp.ClientConnectorError():
-            number = error.os_error.errno
-            reason = os.strerror(number) if number else str(error.os_error)
-            why = f"The upstream {url} cannot be reached: {reason}."
-        case aiohttp.ClientOSError() | aiohttp.ServerDisconnectedError():
-            why = f"The upstream {url} closed the connection before it answered."
-            died = True
-        case _:
-            why = f"The upstream {url} answered with something that is not HTTP: {error}."
-    return Problem(kind="unavailable", message=why, retryable=True, retry_after=1, died=died)
-
-
-def _broken(url: str, error: Exception) -> Problem:
-    if isinstance(error, TimeoutError):
-        return Problem(kind="timeout", message=f"The upstream {url} fell silent.")
-    return Problem(
-        kind="upstream_failed",
-        message=f"The upstream {url} broke off in the middle of its answer.",
-        retryable=True,
-        died=True,
-    )

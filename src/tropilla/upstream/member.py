@@ -188,7 +188,7 @@ def _once(
 
 def _made(made: dict[tuple[object, ...], Upstream], one: UpstreamConfig, address: str) -> Upstream:
     more = tuple(sorted(one.headers.items()))
-    key = (one.url, address, one.dialect, one.api_key, one.timeouts, *more)
+    key = (one.url, address, one.dialect, one.api_key, one.timeouts, one.client, *more)
     if key not in made:
         dialect = afs.dialect_at(one.url) or one.dialect if one.dialect == "auto" else one.dialect
         shown: dict[str, str] = {}
@@ -197,7 +197,12 @@ def _made(made: dict[tuple[object, ...], Upstream], one: UpstreamConfig, address
         elif one.api_key:
             shown = {"Authorization": f"Bearer {one.api_key}"}
         url, host = at_address(one.url, address) if address else (one.url, {})
-        link = Link(url, headers=host | shown | one.headers, timeouts=one.timeouts)
+        link = Link(
+            url,
+            headers=host | shown | one.headers,
+            timeouts=one.timeouts,
+            plain=one.client == "auto",
+        )
         name = f"{Link(one.url).url} ({address})" if address else link.url
         made[key] = Upstream(link, name, dialect=dialect, slots=one.slots, failures=one.failures)
         made[key].key = key

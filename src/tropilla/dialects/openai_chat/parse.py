@@ -132,7 +132,7 @@ class _Parser(_streams.Parser):
             top, told = {}, True
 
     def _top(self, chunk: JsonObject) -> JsonObject:
-        if not self._extras:
+        if not self._extras or chunk.keys() <= _TOP:
             return {}
         return {key: chunk[key] for key in chunk.keys() - _TOP}
 
@@ -206,7 +206,8 @@ class _Parser(_streams.Parser):
         )
 
     def _extras_of(self, item: JsonObject, delta: JsonObject, top: JsonObject) -> Extras | None:
-        if not self._extras:
+        known = item.keys() <= _CHOICE and delta.keys() <= _DELTA
+        if not self._extras or (known and not top):
             return None
         choice = {key: item[key] for key in item.keys() - _CHOICE}
         part = {key: delta[key] for key in delta.keys() - _DELTA}
