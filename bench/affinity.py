@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,10 @@ POLICIES = {
 }
 
 
+SMG = Path(__file__).parent.parent / ".venvs/bench-smg/bin/smg"
+"""Another gateway, which `make bench` sets up."""
+
+
 # Loads.
 
 
@@ -177,6 +182,64 @@ async def served(engines: list[Engine]) -> AsyncIterator[str]:
         await fleet.stop()
 
 
+@asynccontextmanager
+async def smg(engines: list[Engine]) -> AsyncIterator[str]:
+    """SMG in front of the same engines, with its cache-aware policy."""
+    async with AsyncExitStack() as stack:
+        urls = [await stack.enter_async_context(_on_tcp(one)) for one in engines]
+        with (
+            socket.create_server(("127.0.0.1", 0)) as one,
+            socket.create_server(("127.0.0.1", 0)) as other,
+        ):
+            port, metrics = (sock.getsockname()[1] for sock in (one, other))
+        process = await asyncio.create_subprocess_exec(
+            str(SMG), "launch", "--worker-urls", *urls, "--policy", "cache_aware",
+            "--backend", "openai", "--log-level", "error", "--host", "127.0.0.1",
+            "--port", str(port), "--prometheus-port", str(metrics),
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        base = f"http://127.0.0.1:{port}"
+        try:
+            async with aiohttp.ClientSession() as session, asyncio.timeout(60):
+                while not await _serves(session, base):  # noqa: ASYNC110
+                    await asyncio.sleep(0.2)
+            yield base
+        finally:
+            process.kill()
+            await process.wait()
+
+
+async def _serves(session: aiohttp.ClientSession, base: str) -> bool:
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    try:
+        async with session.post(f"{base}/v1/chat/completions", json=body) as answer:
+            return answer.status == 200
+    except aiohttp.ClientError:
+        return False
+
+
+@asynccontextmanager
+async def _on_tcp(engine: Engine) -> AsyncIterator[str]:
+    """An engine's own socket is a file; others want a port."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_unix_connection(engine.address.removeprefix("unix://"))
+        await asyncio.gather(copy(reader, there[1]), copy(there[0], writer))
+
+    async with await asyncio.start_server(relay, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
 async def measure(load: str, policy: str, model: Path, tick: Callable[[], None]) -> Measured:
     """One load under one policy, on engines that remember nothing."""
     engines = [
@@ -185,9 +248,11 @@ async def measure(load: str, policy: str, model: Path, tick: Callable[[], None])
     ]
     await asyncio.gather(*(one.start() for one in engines))
     measured = Measured()
-    Pool._pick = POLICIES[policy]()  # type: ignore[method-assign, assignment]
+    if policy != "SMG":
+        Pool._pick = POLICIES[policy]()  # type: ignore[method-assign, assignment]
+    gateway = smg if policy == "SMG" else served
     try:
-        async with served(engines) as base, aiohttp.ClientSession() as session:
+        async with gateway(engines) as base, aiohttp.ClientSession() as session:
 
             async def ask(messages: Messages) -> str:
                 return await _ask(session, base, messages, measured)
@@ -235,12 +300,15 @@ def main() -> int:
         table.add_column(name)
     for name in ("cached", "first token, mean", "p95", "all of it"):
         table.add_column(name, justify="right")
+    policies = [*POLICIES, *(["SMG"] if SMG.exists() else [])]
+    if not SMG.exists():
+        Console(stderr=True).print("SMG is not here (make bench sets it up): left out.")
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as bar:
         model = Path(folder) / "larger.gguf"
         write(model)
-        row = bar.add_task("requests", total=120 * len(LOADS) * len(POLICIES))
+        row = bar.add_task("requests", total=120 * len(LOADS) * len(policies))
         for load in LOADS:
-            for policy in POLICIES:
+            for policy in policies:
                 bar.update(row, description=f"{load}, {policy}")
                 told = asyncio.run(measure(load, policy, model, lambda: bar.advance(row)))
                 spread = statistics.quantiles(told.first, n=20)

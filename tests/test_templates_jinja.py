@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -247,13 +248,13 @@ def test_a_role_that_it_does_not_know(role: str, fields: Any, param: str) -> Non
     ("source", "words"),
     [
         ("{% for i in range(9999) %}{% for j in range(9999) %}x{% endfor %}{% endfor %}", "fuel"),
-        ("{{ 'x' * 1000000000 }}", "too large"),
+        ("{{ 'x' * 1000000000 }}", "too large|out of fuel"),  # since minijinja 3.1
         ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "recursion"),
         ("{% include '/etc/passwd' %}", "not found"),
         ("{{ raise_exception('Roles must alternate!') }}", "refuses this: Roles must alternate!"),
         ("{{ strftime_now('%d') }}", "unknown"),
         ("{{ messages[5].content.strip() }}", "undefined"),
-        ("{% for i in range(70) %}{{ 'x' * 1000000 }}{% endfor %}", "far too long"),
+        ("{% for i in range(70) %}{{ 'x' * 1000000 }}{% endfor %}", "far too long|out of fuel"),
     ],
 )
 def test_a_template_that_misbehaves_is_told(source: str, words: str) -> None:
@@ -262,7 +263,7 @@ def test_a_template_that_misbehaves_is_told(source: str, words: str) -> None:
     problem = caught.value.problem
     assert (problem.kind, problem.param) == ("unsupported", "messages")
     assert problem.message.startswith("The strange template ")
-    assert words in problem.message
+    assert re.search(words, problem.message)
     assert "\n" not in problem.message
 
 
