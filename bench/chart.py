@@ -13,7 +13,7 @@ class Row(Protocol):
 
     name: str
     request_cpu: float
-    token_cpu: float
+    token_cpu: float | None
 
 
 _WIDTH, _LEFT, _BAR, _GAP, _TOP = 760, 190, 16, 10, 40
@@ -30,7 +30,7 @@ def chart(rows: Sequence[Row]) -> str:
     y = 0
     for title, values in (
         ("CPU of a request that is answered whole, in us", [r.request_cpu * 1e6 for r in rows]),
-        ("CPU of a token that is streamed, in us", [r.token_cpu * 1e6 for r in rows]),
+        ("CPU of a token that is streamed, in us", [(r.token_cpu or 0) * 1e6 for r in rows]),
     ):
         parts.append(f'<text class="t" x="0" y="{y + 20}">{title} (logarithmic)</text>')
         most = max(values, default=1.0)

@@ -54,13 +54,14 @@ class Row(msgspec.Struct, kw_only=True):
     requests: float = 0.0
     added_p50: float = 0.0
     added_p99: float = 0.0
-    token_cpu: float = 0.0
+    token_cpu: float | None = None
+    """`None` if not every stream came to its end."""
     first_p50: float = 0.0
     first_p99: float = 0.0
     streams: int = 0
     """As many at once, of 50 tokens a second, without a stall."""
-    thousand: bool = False
-    """Whether 1,000 streams of 30 tokens a second had none."""
+    thousand: bool | None = None
+    """Whether 1,000 streams of 30 tokens a second had none; `None` if that was not tried."""
     stream_memory: float = 0.0
     after: int = 0
     """Memory after many requests."""
@@ -230,9 +231,10 @@ def measure(one: Gateway, size: Size, direct: Seen) -> Row:
             row.stream_memory = (memory(pid) - idle) / size.streams
             out, _ = clients.communicate(timeout=_PATIENCE_SECONDS)
         seen = msgspec.json.decode(out, type=Seen)
-        row.token_cpu = (cpu(pid) - before) / (size.streams * 2 * TOKENS)
+        if not seen.failed and not _bad(seen) and len(seen.whole) == size.streams * 2:
+            row.token_cpu = (cpu(pid) - before) / (size.streams * 2 * TOKENS)
         row.first_p50, row.first_p99 = (percentile(seen.first, part) for part in (0.5, 0.99))
-        row.failed += seen.failed + _bad(seen)
+        row.failed += max(seen.failed, _bad(seen))
         for number in size.steps:
             step(f"{number} streams at 50 tokens/s")
             if not _flows(how, number, 1 / 50):
@@ -282,19 +284,21 @@ def markdown(rows: list[Row]) -> str:
 
 
 def _cells(row: Row) -> dict[str, str]:
+    flows = {True: "flow", False: "stall", None: ""}[row.thousand]
+    streams = row.token_cpu is not None
     return {
         "CPU of a whole answer": f"{row.request_cpu * 1e6:.0f} us",
         "whole answers a second": f"{row.requests:.0f}",
         "added to one alone, p50": f"{row.added_p50 * 1e3:.2f} ms",
         "p99": f"{row.added_p99 * 1e3:.2f} ms",
-        "CPU of a streamed token": f"{row.token_cpu * 1e6:.1f} us",
-        "first byte of a stream, p50": f"{row.first_p50 * 1e3:.1f} ms",
-        "its p99": f"{row.first_p99 * 1e3:.1f} ms",
-        "streams of 50 tokens/s without a stall": str(row.streams),
-        "1000 streams of 30 tokens/s": "flow" if row.thousand else "stall",
+        "CPU of a streamed token": f"{(row.token_cpu or 0) * 1e6:.1f} us" if streams else "",
+        "first byte of a stream, p50": f"{row.first_p50 * 1e3:.1f} ms" if streams else "",
+        "its p99": f"{row.first_p99 * 1e3:.1f} ms" if streams else "",
+        "streams of 50 tokens/s without a stall": str(row.streams) if streams else "",
+        "1000 streams of 30 tokens/s": flows if streams else "",
         "memory at rest": f"{row.idle / 2**20:.0f} MB",
-        "for a stream": f"{row.stream_memory / 2**10:.0f} KiB",
-        "after many requests": f"{row.after / 2**20:.0f} MB",
+        "for a stream": f"{row.stream_memory / 2**10:.0f} KiB" if streams else "",
+        "after all of it": f"{row.after / 2**20:.0f} MB",
         "from start to the first answer": f"{row.start:.2f} s",
         "answers that failed": str(row.failed),
     }
@@ -308,9 +312,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names, with commas: tropilla,nginx")
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--write", action="store_true", help="write them into docs/, with a chart")
+    parser.add_argument("--tell", type=Path, help="tell a run again, from its --json")
     asked = parser.parse_args()
     size = QUICK if asked.quick else FULL
     only = [name for name in asked.only.split(",") if name]
+    if asked.tell is not None:
+        rows = msgspec.json.decode(asked.tell.read_bytes(), type=list[Row])
+        tell([row for row in rows if not only or row.name.split()[0] in only], asked)
+        return
     with upstream(16, 0):
         direct = load(port=UPSTREAM, requests=size.single, connections=1)
     rows = []
@@ -324,6 +333,11 @@ def main() -> None:
             rows.append(measure(one, size, direct))
         except TimeoutError:
             console.print(f"{one.name} did not start, or not answer in time: left out.")
+    tell(rows, asked)
+
+
+def tell(rows: list[Row], asked: argparse.Namespace) -> None:
+    """Print the figures, and write them where that is wanted."""
     Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
     told = msgspec.json.format(msgspec.json.encode(rows), indent=1)
     if asked.json is not None:

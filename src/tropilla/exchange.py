@@ -36,8 +36,8 @@ from tropilla.ir import (
     Usage,
 )
 from tropilla.stops import Stops
-from tropilla.upstream.fleet import BUSY_CODE
 from tropilla.upstream.incoming import Incoming
+from tropilla.upstream.lease import BUSY_CODE
 from tropilla.upstream.member import Upstream
 
 _JSON = {"Content-Type": "application/json"}

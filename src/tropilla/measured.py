@@ -25,7 +25,8 @@ from tropilla.exchange import BUSY, BUSY_SECONDS, QUEUES
 from tropilla.herd.pool import Ask
 from tropilla.ir import Json, Malformed, Problem, ProblemError, UpstreamDialect, Usage
 from tropilla.measures import Counted, Measure
-from tropilla.upstream.fleet import Fleet, Lease
+from tropilla.upstream.fleet import Fleet
+from tropilla.upstream.lease import Lease
 from tropilla.upstream.member import Upstream
 
 _JSON = {"Content-Type": "application/json"}

@@ -48,7 +48,8 @@ from tropilla.ir import (
 )
 from tropilla.telling import Reply, Telling
 from tropilla.templates import Classic, Template, flatten
-from tropilla.upstream.fleet import Fleet, Lease, Ticket
+from tropilla.upstream.fleet import Fleet
+from tropilla.upstream.lease import Lease, Ticket
 from tropilla.upstream.member import Upstream
 
 

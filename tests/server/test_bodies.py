@@ -178,6 +178,41 @@ async def test_a_body_of_the_largest_size_is_taken(gateway: Serve, double: Doubl
     assert (await tropilla.ask("POST", CHAT_PATH, body + b" ")).status == 413
 
 
+async def test_more_text_than_can_be_read_at_once_is_refused(
+    gateway: Serve, double: Double
+) -> None:
+    double.on(CHAT_PATH, streams(*told("x")))
+    tropilla = await gateway(double, max_text=10_000)
+
+    async def ask(content: object) -> tuple[int, str]:
+        body = CHAT | {"messages": [{"role": "user", "content": content}]}
+        answer = await tropilla.ask("POST", CHAT_PATH, body)
+        return answer.status, answer.error["message"] if answer.status != 200 else ""
+
+    assert await ask("a " * 4900) == (200, "")
+    status, message = await ask("a " * 5000)
+    assert (status, "10000 bytes" in message) == (413, True)
+    # A picture takes no time to be read.
+    picture = {"url": f"data:image/png;base64,{'A' * 40_000}"}
+    status, message = await ask([{"type": "image_url", "image_url": picture}])
+    assert status != 413
+    assert "bytes" not in message
+
+
+@pytest.mark.parametrize("path", [CHAT_PATH, "/v1/responses", "/models/conversation"])
+async def test_more_messages_than_can_be_read_at_once_are_refused(
+    gateway: Serve, double: Double, path: str
+) -> None:
+    double.on(CHAT_PATH, streams(*told("x")))
+    tropilla = await gateway(double)
+    name = "input" if path == "/v1/responses" else "messages"
+    for count, status in ((4096, 200), (4097, 400)):
+        said = [{"role": "user", "content": "Hello!"}] * count
+        answer = await tropilla.ask("POST", path, {name: said})
+        assert answer.status == status, answer.body[:300]
+    assert (answer.error["param"], answer.error["code"]) == (name, "array_above_max_length")
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip"])
 async def test_a_compressed_body_is_refused(gateway: Serve, double: Double, encoding: str) -> None:
     tropilla = await gateway(double)

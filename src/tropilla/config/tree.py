@@ -170,6 +170,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """How long open answers may go on, in seconds, once the gateway is asked to end."""
     max_body: Annotated[int, Meta(ge=1, le=2**40)] = 32 * 1024 * 1024
     """Bytes of one request."""
+    max_text: Annotated[int, Meta(ge=1, le=2**40)] = 8 * 1024 * 1024
+    """Bytes of one request, but for pictures and sounds: text takes its time to be read."""
     max_scored_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] = 4096
     """Tokens of the prompts of one request that wants their probabilities of a llama.cpp server."""
 

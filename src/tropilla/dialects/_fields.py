@@ -76,9 +76,11 @@ class Fields:
         value: bool | None = self._typed(name, bool, "a boolean")
         return value
 
-    def array(self, name: str) -> list[Json] | None:
-        """A list of anything."""
+    def array(self, name: str, most: int | None = None) -> list[Json] | None:
+        """A list of anything, and not too much of it."""
         value: list[Json] | None = self._typed(name, list, "an array")
+        if value is not None and most is not None:
+            check_length(value, self.at(name), most)
         return value
 
     def object(self, name: str) -> JsonObject | None:
@@ -148,6 +150,20 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(quoted) if len(quoted) < 2 else f"{', '.join(quoted[:-1])}, and {quoted[-1]}"
 
 
+def check_length(value: list[Json], path: str, most: int) -> None:
+    """See that a list is not too long.
+
+    Raises:
+        Malformed: it is.
+    """
+    if len(value) > most:
+        raise invalid(
+            path,
+            f"expected at most {most}, but got {len(value)} instead.",
+            "array_above_max_length",
+        )
+
+
 def texts(value: Json, path: str, most: int | None = None) -> tuple[str, ...]:
     """One text or a list of them: a string is one stop word, never its letters."""
     if value is None:
@@ -156,12 +172,8 @@ def texts(value: Json, path: str, most: int | None = None) -> tuple[str, ...]:
         return (value,) if value else ()
     if type(value) is not list:
         raise wrong_type(path, "a string or an array of strings", value)
-    if most is not None and len(value) > most:
-        raise invalid(
-            path,
-            f"expected at most {most}, but got {len(value)} instead.",
-            "array_above_max_length",
-        )
+    if most is not None:
+        check_length(value, path, most)
     for index, item in enumerate(value):
         if type(item) is not str:
             raise wrong_type(f"{path}.{index}", "a string", item)

@@ -40,6 +40,9 @@ from tropilla.ir import (
 )
 
 MOST_STOPS = 4
+MOST_MESSAGES = 4096
+"""More of them would keep everybody else waiting while they are read."""
+MOST_TOOLS = 1024
 """Stop texts of one request."""
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"

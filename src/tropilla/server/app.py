@@ -7,6 +7,7 @@ envelope of the dialect it speaks; a client that goes away ends what was being d
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping
 from math import ceil
@@ -50,6 +51,8 @@ twice, if they were not told not to."""
 _COMMON: frozenset[ProblemKind] = frozenset({"limited", "loading", "unavailable"})
 """Once it happens to one, it happens to all who ask."""
 _SELDOM_SECONDS = 10.0
+_MEDIA = re.compile(rb"[A-Za-z0-9+/=]{4096,}+")
+"""What is in base64: it is read at once, however long it is."""
 _NATIVE = "llamacpp"
 _DEFAULT = "openai_chat"
 _DEFAULT_PATH = "/v1/chat/completions"
@@ -150,7 +153,7 @@ class Gateway:
                 await self._own(call, action, reply)
 
     async def _generate(self, call: Call, action: Generate, reply: Reply) -> None:
-        data = await call.body(self._config.max_body)
+        data = await self._text(call)
         turn = await self._turn(call, action, _object(data), reply)
         request = turn.request
         if not self._config.allow_grammar and request.extras.get("grammar"):
@@ -171,6 +174,19 @@ class Gateway:
             reply=turn.reply,
         )
 
+    async def _text(self, call: Call) -> bytes:
+        """A body that is read as JSON.
+
+        Raises:
+            ProblemError: it is too large, or too slow.
+        """
+        data = await call.body(self._config.max_body)
+        limit = self._config.max_text
+        if len(data) > limit and len(data) - _media(data) > limit:
+            message = f"The body has more than {limit} bytes beside pictures and sounds."
+            raise ProblemError(Problem(kind="too_large", message=message))
+        return data
+
     async def _turn(self, call: Call, action: Generate, body: JsonObject, reply: Reply) -> Turn:
         if action.dialect == responses.NAME:
             unique = reply.request_id.removeprefix("req_")
@@ -178,7 +194,7 @@ class Gateway:
         return Turn(call.dialect, call.dialect.parse_request(body, action.path), reply)
 
     async def _count(self, call: Call, action: Count, reply: Reply) -> None:
-        body = _object(await call.body(self._config.max_body))
+        body = _object(await self._text(call))
         if action.dialect == responses.NAME:
             request = await self._responses.read(body, action.path, call.owner)
         else:
@@ -189,7 +205,7 @@ class Gateway:
         await self._responses.answer(action.what, action.id, call.head.query, call.owner, reply)
 
     async def _measure(self, call: Call, action: Measure, reply: Reply) -> None:
-        body = _object(await call.body(self._config.max_body))
+        body = _object(await self._text(call))
         measure = measures.named(action.name)
         request = measure.parse_request(body, action.path)
         await measured.measure(measure, request, fleet=self._fleet, reply=reply)
@@ -274,7 +290,7 @@ class Gateway:
                 await reply.whole(200, openapi.document())
 
     async def _route(self, call: Call, reply: Reply) -> None:
-        body = _object(await call.body(self._config.max_body))
+        body = _object(await self._text(call))
         path = parse_qs(call.head.query).get("path", [_DEFAULT_PATH])[0]
         action = (self._router.find(path) or {}).get("POST")
         if not isinstance(action, Generate):
@@ -335,6 +351,11 @@ def _allowed(methods: Methods) -> list[str]:
     """Every method that a path answers, those that need no row of their own included."""
     rows = [m for method in methods for m in ((method, "HEAD") if method == "GET" else (method,))]
     return [*rows, "OPTIONS"]
+
+
+def _media(body: bytes) -> int:
+    """How many bytes of a body are in base64."""
+    return sum(one.end() - one.start() for one in _MEDIA.finditer(body))
 
 
 def _object(body: bytes) -> JsonObject:

@@ -17,11 +17,10 @@ import msgspec
 
 from tropilla import log
 from tropilla.config import Config, EngineConfig
-from tropilla.herd.balance import Ability, Candidate, State
+from tropilla.herd.balance import Candidate, State
 from tropilla.herd.pool import (
     Ask,
     Assign,
-    Blame,
     Effect,
     Pool,
     Probe,
@@ -32,11 +31,12 @@ from tropilla.herd.pool import (
     Rules,
     Why,
 )
-from tropilla.ir import Problem, ProblemError, ProblemKind, Traits, UpstreamDialect
-from tropilla.upstream import addresses
+from tropilla.ir import Problem, ProblemError, Traits, UpstreamDialect
+from tropilla.upstream import addresses, refusals
 from tropilla.upstream.addresses import Known, look_up, names_of
 from tropilla.upstream.engine import Engine, EngineOptions, EngineProblem, EngineState
 from tropilla.upstream.http import Link
+from tropilla.upstream.lease import Asked, Lease, Ticket, blame_of, may_be_another
 from tropilla.upstream.member import Offer, Upstream, upstreams_of
 from tropilla.upstream.probe import NO_LIFE, busy_slots, probe
 
@@ -50,8 +50,6 @@ PATIENCE_SECONDS = 10.0
 
 # A llama-server is asked how it is as often as that costs nothing; others may be far away.
 _CHECK_SECONDS: dict[UpstreamDialect, float] = {"llamacpp": 2.0, "openai": 30.0, "afs": 300.0}
-_LONGEST_NAME = 200
-"""Of a model that is not there: more of it tells nobody more."""
 _RETRY_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6, 2.0)
 _HOPEFUL_TRIES = 4
 """Failed probes after which an upstream is no longer starting, but down."""
@@ -61,43 +59,6 @@ _DEAD_PROBES = 3
 
 _TICK_SECONDS = 0.2
 """How often the pool is told that time goes by."""
-
-
-class Lease:
-    """One request's hold on a slot of an upstream."""
-
-    __slots__ = (
-        "blame", "cached", "expected", "name", "problem", "served", "template", "there",
-        "upstream", "waited",
-    )  # fmt: skip
-
-    def __init__(self, upstream: Upstream, model: str | None, assigned: Assign) -> None:
-        offers = upstream.offers
-        self.upstream = upstream
-        self.name = next(iter(offers), "") if model is None else model
-        """The model as it is called here, for a client that named none."""
-        self.there = upstream.there(self.name)
-        """The model as it is called there."""
-        self.template = offers.get(self.name, Offer()).template
-        """Who turns chat into a prompt; `None` leaves it to the server."""
-        self.waited = assigned.waited
-        """Seconds in the queue."""
-        self.expected = assigned.expected
-        """The part of the prompt that is expected in its cache."""
-        self.problem: Problem | None = None
-        """Why the answer broke off, after some of it was told."""
-        self.blame: Blame | None = None
-        """What the upstream has done wrong."""
-        self.served = False
-        """Whether the request was answered."""
-        self.cached: float | None = None
-        """The part of the prompt that was in its cache, where it has told."""
-
-
-class Ticket:
-    """By which one who waits asks for its place."""
-
-    request = 0
 
 
 class Fleet:
@@ -126,7 +87,7 @@ class Fleet:
         self._numbered: dict[int, Upstream] = {}
         self._changed = asyncio.Event()
         self._engine: Engine | None = None
-        self._asked: dict[int, _Asked] = {}
+        self._asked: dict[int, Asked] = {}
         self._next = 0
         self._addresses: Known = {}
         self.pool = Pool(_rules(config))
@@ -421,7 +382,7 @@ class Fleet:
         while True:
             async with self.lease(ask, ticket) as lease:
                 again = first is not None and lease.upstream.number in ask.avoid
-                if first is not None and again and (ask.hurries or not _new(first)):
+                if first is not None and again and (ask.hurries or not may_be_another(first)):
                     raise first  # it would say the same again
                 try:
                     lease.cached = await work(lease)
@@ -454,7 +415,7 @@ class Fleet:
         if self._config.any_model and not any(ask.model in one.offers for one in self.upstreams):
             ask = msgspec.structs.replace(ask, model=None)
         self._next = request = self._next + 1
-        asked = self._asked[request] = _Asked(ask)
+        asked = self._asked[request] = Asked(ask)
         if ticket is not None:
             ticket.request = request
         lease: Lease | None = None
@@ -536,7 +497,7 @@ class Fleet:
 
     def _failed_at(self, lease: Lease, problem: Problem) -> None:
         """Take note of a failure: one that is gone, or loading, is so until a probe says more."""
-        upstream, blame = lease.upstream, _blame(problem)
+        upstream, blame = lease.upstream, blame_of(problem)
         lease.blame = blame
         if blame in {"gone", "died", "loading"} and upstream.state == "ready":
             upstream.state = "loading" if blame == "loading" else "starting"
@@ -576,64 +537,10 @@ class Fleet:
 
     def unknown(self, model: str | None) -> Problem:
         """That nobody here serves this model, and what is served."""
-        name = str(model)
-        if len(name) > _LONGEST_NAME:
-            name = name[:_LONGEST_NAME] + "..."
-        return Problem(
-            kind="unknown_model",
-            message=f"The model '{name}' does not exist here. Served: "
-            f"{', '.join(sorted(self.serving())) or 'nothing yet'}.",
-            param="model",
-        )
+        return refusals.unknown(model, self.upstreams)
 
     def _refusal(self, ask: Ask, why: Why) -> Problem:
-        match why:
-            case "unknown_model":
-                return self.unknown(ask.model)
-            case "incapable":
-                return self._incapable(ask)
-            case "queue_full" | "late":
-                return self._busy_problem(why)
-            case "poison":
-                return Problem(kind="malformed", message=_POISON, code="request_stops_servers")
-            case "ending":
-                return Problem(kind="unavailable", message="Tropilla ends.", retry_after=2)
-            case "unavailable" | "loading":
-                return self._unavailable()
-
-    def _busy_problem(self, why: Why) -> Problem:
-        rules = self.pool.rules
-        full = f"All slots are taken, and {rules.queue} requests wait for one already."
-        late = f"All slots are taken, and none became free in {rules.queue_seconds:g} s."
-        return Problem(
-            kind="unavailable",
-            message=full if why == "queue_full" else late,
-            code="server_is_overloaded",
-            retry_after=1 if why == "queue_full" else 5,
-        )
-
-    def _incapable(self, ask: Ask) -> Problem:
-        """That this model is served, but by nobody who can do what is asked."""
-        model, needs = ask.model, ask.needs
-        serving = [one for one in self.upstreams if model is None or model in one.offers]
-        lacking = (need for need in needs if all(need in one.lacks for one in serving))
-        need = next(lacking, next(iter(needs)))
-        return Problem(
-            kind="unsupported",
-            message=f"No server of the model '{model or 'asked for'}' {_CANNOT[need]}",
-            param=_PARAMS.get(need),
-        )
-
-    def _unavailable(self) -> Problem:
-        if self.state() in {"starting", "loading"}:
-            return Problem(kind="loading", message="Loading model", retryable=True, retry_after=1)
-        told = [one.problem.message for one in self.upstreams if one.problem is not None]
-        return Problem(
-            kind="unavailable",
-            message=" ".join(["No upstream can serve this now.", *dict.fromkeys(told)]),
-            retryable=True,
-            retry_after=2,
-        )
+        return refusals.refusal(ask, why, self.upstreams, self.state(), self.pool.rules)
 
 
 def _rules(config: Config) -> Rules:
@@ -645,89 +552,6 @@ def _fatal(problem: str) -> None:
     log.error("gateway.failed", "{problem}", problem=problem)
 
 
-class _Asked:
-    """A request that the pool knows: it has a slot, or waits for one."""
-
-    __slots__ = ("_later", "_why", "ask", "given")
-
-    def __init__(self, ask: Ask) -> None:
-        self.ask = ask
-        self.given: Assign | None = None
-        self._why: ProblemError | None = None
-        self._later: asyncio.Future[None] | None = None
-
-    def take(self, given: Assign) -> None:
-        """It has a slot."""
-        self.given = given
-        self._wake()
-
-    def refuse(self, why: ProblemError) -> None:
-        """It gets none."""
-        self._why = why
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._later is not None and not self._later.done():
-            self._later.set_result(None)
-
-    async def wait(self) -> Assign:
-        """The slot, once there is one.
-
-        Raises:
-            ProblemError: there will be none.
-        """
-        if self._why is None:
-            self._later = asyncio.get_running_loop().create_future()
-            await self._later
-        if self._why is not None:
-            raise self._why
-        assert self.given is not None, "it was woken for a reason"  # noqa: S101
-        return self.given
-
-
-def _blame(problem: Problem) -> Blame | None:
-    """What a failure says of the upstream; `None` if it may well be the request's."""
-    if problem.code == BUSY_CODE:
-        return "busy"
-    if problem.died:
-        return "died"
-    # A model that does not do what it has to is not its server's fault: another would say the same.
-    its_own = problem.kind == "upstream_failed" and not problem.retryable
-    return None if its_own else _BLAMES.get(problem.kind)
-
-
-def _new(error: ProblemError) -> bool:
-    """Whether an upstream that has failed so may be another one by now: it was not there."""
-    return error.problem.died or error.problem.kind in {"unavailable", "loading"}
-
-
 def _is_dead(problem: Problem, failures: int) -> bool:
     """Whether nothing more is expected of an upstream that was asked so often."""
     return problem.code == NO_LIFE and failures >= _DEAD_PROBES
-
-
-BUSY_CODE = "no_free_slot"
-_BLAMES: dict[ProblemKind, Blame] = {
-    "unavailable": "gone",
-    "loading": "loading",
-    "upstream_failed": "failed",
-    "timeout": "failed",
-}
-_POISON = (
-    "Two servers have ended while they worked at this very request: it is not given to another "
-    "one for ten minutes. If it should be, change it."
-)
-
-_CANNOT: dict[Ability, str] = {
-    "native": "is a llama.cpp server: this path is llama.cpp's own.",
-    "chat": "can chat.",
-    "tools": "can call tools: llama.cpp has them since b4599.",
-    "vision": "can see images: a llama-server needs a multimodal model, with --mmproj.",
-    "audio": "can hear sound: a llama-server needs a multimodal model, with --mmproj.",
-    "infill": "can fill a hole: its model has no tokens for that.",
-    "embeddings": "makes embeddings: a llama-server is started for them with --embeddings.",
-    "rerank": "ranks texts: a llama-server is started for that with --reranking.",
-}
-_PARAMS: dict[Ability, str] = {
-    "tools": "tools", "vision": "messages", "audio": "messages", "infill": "suffix",
-}  # fmt: skip

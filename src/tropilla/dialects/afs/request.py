@@ -7,7 +7,7 @@ from typing import Any
 
 from tropilla.dialects import Wire, _formats
 from tropilla.dialects._fields import Fields, invalid, missing, texts, wrong_type
-from tropilla.dialects._openai import encode
+from tropilla.dialects._openai import MOST_MESSAGES, MOST_TOOLS, encode
 from tropilla.ir import (
     Chat,
     Completion,
@@ -132,8 +132,9 @@ def _parse_infill(inputs: str) -> Infill:
 
 def _parse_chat(fields: Fields) -> tuple[Chat, bool]:
     """The conversation; and whether it is in the old form, with functions for tools."""
-    values, tools = fields.array("messages"), fields.array("tools")
-    functions = fields.array("functions")
+    values = fields.array("messages", MOST_MESSAGES)
+    tools = fields.array("tools", MOST_TOOLS)
+    functions = fields.array("functions", MOST_TOOLS)
     if values is None:
         raise missing("messages")
     if not values:

@@ -8,7 +8,9 @@ from tropilla.dialects import Wire, _ages, _formats, _ignored
 from tropilla.dialects._fields import Fields, invalid, missing, read_knobs, texts
 from tropilla.dialects._names import check_name
 from tropilla.dialects._openai import (
+    MOST_MESSAGES,
     MOST_STOPS,
+    MOST_TOOLS,
     read_limit,
     read_logit_bias,
     read_stream_options,
@@ -39,7 +41,7 @@ def parse_request(body: JsonObject, path: str) -> Request:  # noqa: ARG001 - one
     """Read a chat completion request."""
     fields = Fields(body)
     stream = fields.boolean("stream") or False
-    messages = fields.array("messages")
+    messages = fields.array("messages", MOST_MESSAGES)
     if messages is None:
         raise missing("messages")
     if not messages:
@@ -65,8 +67,8 @@ def parse_request(body: JsonObject, path: str) -> Request:  # noqa: ARG001 - one
 
 
 def _parse_chat(fields: Fields, messages: list[Json]) -> Chat:
-    tools = parse_tools(fields.array("tools") or [])
-    functions = parse_functions(fields.array("functions") or [])
+    tools = parse_tools(fields.array("tools", MOST_TOOLS) or [])
+    functions = parse_functions(fields.array("functions", MOST_TOOLS) or [])
     choice = parse_choice(fields.any("tool_choice"), tools)
     old_choice = parse_function_choice(fields.any("function_call"), functions)
     check_offered(choice, tools, "tool_choice")

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from tropilla.dialects._fields import Fields, invalid, missing, wrong_type
+from tropilla.dialects._fields import Fields, check_length, invalid, missing, wrong_type
 from tropilla.dialects._media import check_base64, check_data_url
+from tropilla.dialects._openai import MOST_MESSAGES
 from tropilla.dialects.openai_responses.names import unseal
 from tropilla.ir import (
     Audio,
@@ -50,6 +51,7 @@ def parse_items(given: Json, earlier: Sequence[Json] = ()) -> tuple[Message, ...
         case str():
             turns.say(Message(role="user", parts=(Text(text=given),)))
         case list():
+            check_length(given, "input", MOST_MESSAGES)
             for index, item in enumerate(given):
                 turns.take(item, f"input.{index}")
         case None:

@@ -16,6 +16,7 @@ from tropilla.dialects._fields import (
 )
 from tropilla.dialects._names import check_name
 from tropilla.dialects._openai import (
+    MOST_TOOLS,
     read_limit,
     read_logit_bias,
     read_stream_options,
@@ -100,7 +101,7 @@ def _read_chat(fields: Fields, earlier: Sequence[Json], effort: str | None) -> C
         if type(instructions) is not str:
             raise wrong_type("instructions", "a string", instructions)
         messages = (_instructing(instructions), *messages)
-    offered = fields.array("tools") or []
+    offered = fields.array("tools", MOST_TOOLS) or []
     tools = parse_tools(offered)
     return Chat(
         messages=messages,
