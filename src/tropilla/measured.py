@@ -25,6 +25,7 @@ from tropilla.exchange import BUSY, BUSY_SECONDS, QUEUES
 from tropilla.herd.pool import Ask
 from tropilla.ir import Json, Malformed, Problem, ProblemError, UpstreamDialect, Usage
 from tropilla.measures import Counted, Measure
+from tropilla.record import Record
 from tropilla.upstream.fleet import Fleet
 from tropilla.upstream.lease import Lease
 from tropilla.upstream.member import Upstream
@@ -46,15 +47,23 @@ class Reply(Protocol):
 
 
 async def measure(
-    one: Measure[Any, Any], request: Any, *, fleet: Fleet, reply: Reply, matryoshka: bool = False
+    one: Measure[Any, Any],
+    request: Any,
+    record: Record,
+    *,
+    fleet: Fleet,
+    reply: Reply,
+    matryoshka: bool = False,
 ) -> None:
     """Serve one request for numbers; `matryoshka` models allow vectors of fewer dimensions.
 
     Raises:
         ProblemError: nothing has been sent, and nothing can be.
     """
+    record.model = request.model
 
     async def work(lease: Lease) -> None:
+        lease.tell(record)
         told, dropped = await _ask_all(one, request, lease)
         answer = one.join(told, request, matryoshka=matryoshka)
         if answer.usage is None:
@@ -64,6 +73,8 @@ async def measure(
             body = one.render_answer(answer, request, request.model or lease.name)
         except RecursionError:
             raise ProblemError(_TOO_DEEP) from None
+        record.used(answer.usage)
+        await record.enter()
         headers = dialects.dropped_header(dropped)
         await reply.whole(200, body, headers)
 

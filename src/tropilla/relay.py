@@ -28,7 +28,6 @@ from tropilla.counting import prompt_tokens
 from tropilla.dialects import Dialect, Stamp
 from tropilla.dialects._ages import chat_tells
 from tropilla.dialects._openai import decode
-from tropilla.exchange import Exchange
 from tropilla.failover import Joint
 from tropilla.herd.affinity import blocks
 from tropilla.herd.balance import Ability
@@ -46,6 +45,7 @@ from tropilla.ir import (
     Traits,
     Usage,
 )
+from tropilla.record import Record
 from tropilla.telling import Reply, Telling
 from tropilla.templates import Classic, Template, flatten
 from tropilla.upstream.fleet import Fleet
@@ -66,8 +66,6 @@ class Origin(NamedTuple):
     """What the client says belongs together."""
     body: int = 0
     """A fingerprint of what was asked."""
-    began: float = 0.0
-    """When it came, by `perf_counter`."""
 
 
 _MOST_CHOICES = 16384
@@ -75,7 +73,7 @@ _MOST_CHOICES = 16384
 
 
 async def generate(
-    front: Dialect, request: Request, origin: Origin, *, fleet: Fleet, reply: Reply
+    front: Dialect, request: Request, origin: Origin, record: Record, *, fleet: Fleet, reply: Reply
 ) -> None:
     """Serve one request for text.
 
@@ -88,6 +86,7 @@ async def generate(
             param="prompt",
             code="array_above_max_length",
         )
+    record.model, record.stream, record.choices = request.model, request.stream, request.choices
     ask = ask_of(request, origin, alone=len(fleet.upstreams) == 1)
     ticket = Ticket()
     joint = Joint(request, wanted=fleet.failover)
@@ -95,11 +94,11 @@ async def generate(
 
     async def work(lease: Lease) -> float | None:
         try:
-            return await _attempt(front, request, origin, lease, reply, telling, joint)
+            return await _attempt(front, request, origin, record, lease, reply, telling, joint)
         except ProblemError as error:
             if telling.told or not _minds_options(lease.upstream, error.problem):
                 raise
-        return await _attempt(front, request, origin, lease, reply, telling, joint)
+        return await _attempt(front, request, origin, record, lease, reply, telling, joint)
 
     def told() -> bool:
         return telling.told and joint.problem is None
@@ -115,6 +114,7 @@ async def generate(
         except CancelledError:
             if reply.started and not reply.ended:
                 # A client that has left does not hear this; it is for the end of the gateway.
+                record.problem = _ENDED
                 await telling.fail([Failed(problem=_ENDED)], _stamp(request, origin))
             raise
         else:
@@ -122,6 +122,8 @@ async def generate(
         if not reply.started:
             raise ProblemError(problem)
         end = [Failed(problem=problem)] if joint.problem is None else joint.failed()
+        record.problem = joint.problem or problem
+        await record.enter()
         await telling.fail(end, _stamp(request, origin))
 
 
@@ -180,6 +182,7 @@ async def _attempt(
     front: Dialect,
     request: Request,
     origin: Origin,
+    record: Record,
     lease: Lease,
     reply: Reply,
     telling: Telling,
@@ -188,6 +191,8 @@ async def _attempt(
     """Have one upstream answer; the part of the prompt that it had in its cache, if it tells."""
     upstream, traits = lease.upstream, lease.upstream.traits
     stamp = _stamp(request, origin, lease)
+    lease.tell(record)
+    record.failed_over = joint.problem is not None
     wanted, lost = _prepared(request, lease)
     if joint.problem is not None:
         wanted = await _going_on(wanted, upstream, joint)
@@ -195,15 +200,17 @@ async def _attempt(
     asked = asking(upstream, back, wanted, extras=back.NAME == front.NAME)
     asked.dropped = (*lost, *asked.dropped)
     ids = await _prompt_ids(wanted, upstream) if request.tokenize and not request.stream else None
-    spent = perf_counter() - origin.began - lease.waited
+    spent = perf_counter() - record.began - lease.waited
     async with asked as answer:
         headers = _Headers(lease, asked, spent)
         try:
             if request.stream:
-                lease.problem = await _stream(stamp, answer, reply, telling, headers, joint)
+                await _stream(stamp, answer, record, reply, telling, headers, joint)
+                lease.problem = record.problem
             else:
-                await _whole(front, request, stamp, answer, reply, ids, headers)
+                await _whole(front, request, stamp, answer, record, reply, ids, headers)
         except BaseException:
+            record.used(asked.usage)
             _log_end(origin, lease, asked.usage)
             raise
     if lease.problem is not None:
@@ -298,9 +305,10 @@ class _Headers:
         self._spent = spent
         self._since = 0.0
 
-    def heard(self) -> None:
+    def heard(self) -> float:
         """The upstream has answered: from now on time is spent here again."""
         self._since = perf_counter()
+        return self._since
 
     def __call__(self) -> dict[str, str]:
         spent = self._spent + (perf_counter() - self._since if self._since else 0.0)
@@ -317,25 +325,26 @@ class _Headers:
 
 async def _stream(
     stamp: Stamp,
-    answer: Exchange,
+    answer: Asked,
+    record: Record,
     reply: Reply,
     telling: Telling,
     headers: _Headers,
     joint: Joint,
-) -> Problem | None:
-    """Tell the answer; why it broke off, if it did.
+) -> None:
+    """Tell the answer; the record has how it ended.
 
     Raises:
         ProblemError: nothing was told yet; or another upstream can go on.
     """
     feed = telling.renderer(stamp).feed
-    over, last = False, None
+    over = False
     while not over:
         batch = await answer.next()
         if not batch:
             continue
         if not telling.told:
-            headers.heard()
+            record.first = headers.heard() - record.began
         last = batch[-1]
         over = isinstance(last, ir.Finished | Failed)
         if telling.told or not over:
@@ -347,20 +356,25 @@ async def _stream(
         except RecursionError:
             if not telling.told:
                 raise ProblemError(_TOO_DEEP) from None
-            over, data = True, feed(Failed(problem=_TOO_DEEP))
+            over, batch = True, [Failed(problem=_TOO_DEEP)]
+            data = feed(batch[0])
+        if not isinstance(last, ir.PartDelta):
+            record.take(batch)
+        if over and not joint.waits:
+            await record.enter()
         if data:
             await telling.tell(data, headers)
-        if over and joint.problem is not None and joint.waits:
+        if joint.problem is not None and joint.waits:
             raise ProblemError(joint.problem)
     await reply.end()
-    return last.problem if isinstance(last, Failed) else None
 
 
 async def _whole(
     front: Dialect,
     request: Request,
     stamp: Stamp,
-    answer: Exchange,
+    answer: Asked,
+    record: Record,
     reply: Reply,
     ids: list[int] | None,
     headers: _Headers,
@@ -368,6 +382,8 @@ async def _whole(
     told: list[Event] = []
     while not told or not isinstance(told[-1], ir.Finished | Failed):
         told += await answer.next()
+        if record.first is None and told:
+            record.first = perf_counter() - record.began
     headers.heard()
     folded = ir.fold(told)
     if ids:
@@ -376,6 +392,8 @@ async def _whole(
         body = front.render_answer(folded, request, stamp)
     except RecursionError:
         raise ProblemError(_TOO_DEEP) from None
+    record.take(told)
+    await record.enter()
     await reply.whole(200, body, headers())
 
 
@@ -417,14 +435,16 @@ async def _asked(upstream: Upstream, path: str, body: JsonObject) -> JsonObject:
 # Only counted.
 
 
-async def count(request: Request, key: str, *, fleet: Fleet, reply: Reply) -> None:
+async def count(request: Request, key: str, record: Record, *, fleet: Fleet, reply: Reply) -> None:
     """Tell how many tokens the prompt of a request is, as OpenAI tells it.
 
     Raises:
         ProblemError: nothing has been sent yet, and nothing can be.
     """
+    record.model = request.model
 
     async def work(lease: Lease) -> None:
+        lease.tell(record)
         wanted = _prepared(request, lease)[0]
         usage = await prompt_tokens(lease.upstream, wanted)
         told = {"object": "response.input_tokens", "input_tokens": usage.prompt_tokens}
@@ -447,6 +467,7 @@ async def forward(
     body: bytes,
     headers: Mapping[str, str],
     model: str | None,
+    record: Record,
     *,
     slots: int,
     fleet: Fleet,
@@ -466,7 +487,10 @@ async def forward(
         # curl's default: servers before b1647 refuse a long body that calls itself a form.
         sent["content-type"] = "application/json"
 
+    record.model = model
+
     async def work(lease: Lease) -> None:
+        lease.tell(record)
         where, data = path, body
         if model is not None and lease.there not in {None, model}:
             where, data = _renamed(path, body, str(lease.there))
@@ -476,6 +500,7 @@ async def forward(
             await reply.start(incoming.status, incoming.content_type, {}, refused)
             while piece := await incoming.read():
                 await reply.write(piece)
+            await record.enter()
             await reply.end()
 
     await fleet.serve(

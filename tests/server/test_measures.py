@@ -32,6 +32,7 @@ from tropilla import measured
 from tropilla.config import TINY_MODEL, ModelConfig, UpstreamConfig
 from tropilla.ir import ProblemError
 from tropilla.measures import embeddings
+from tropilla.record import Record
 from tropilla.upstream import fleet
 from tropilla.upstream.engine import Engine, EngineOptions
 
@@ -270,14 +271,16 @@ async def test_dimensions_need_a_model_that_allows_them(gateway: Serve, double: 
         assert answer.status == status
         if status == 400:
             assert answer.error["param"] == "dimensions"
-    kept = Kept()
+    kept, record = Kept(), Record("req_1", "POST", PATH, 0.0)
     request = embeddings.parse_request({"input": "a", "dimensions": 2}, PATH)
-    await measured.measure(embeddings, request, fleet=tropilla.fleet, reply=kept, matryoshka=True)
+    await measured.measure(
+        embeddings, request, record, fleet=tropilla.fleet, reply=kept, matryoshka=True
+    )
     assert kept.body["data"][0]["embedding"] == [0.6, 0.8]
     request = embeddings.parse_request({"input": "a", "dimensions": 4}, PATH)
     with pytest.raises(ProblemError):
         await measured.measure(
-            embeddings, request, fleet=tropilla.fleet, reply=kept, matryoshka=True
+            embeddings, request, record, fleet=tropilla.fleet, reply=kept, matryoshka=True
         )
 
 

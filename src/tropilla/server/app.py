@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil
 from urllib.parse import parse_qs
 
@@ -19,6 +19,7 @@ from tropilla import dialects, log, measured, measures, relay
 from tropilla.config import Config
 from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemError, ProblemKind, Request
 from tropilla.keys import Keys
+from tropilla.record import Book, Record
 from tropilla.server import herd, models, responses
 from tropilla.server.http import Call
 from tropilla.server.reply import Reply
@@ -61,7 +62,9 @@ _DEFAULT_PATH = "/v1/chat/completions"
 class Gateway:
     """Answers the requests of all clients."""
 
-    def __init__(self, config: Config, fleet: Fleet) -> None:
+    def __init__(self, config: Config, fleet: Fleet, books: Sequence[Book] = ()) -> None:
+        self.books = tuple(books)
+        """Who takes note of every request."""
         self._config = config
         self._fleet = fleet
         self._keys = Keys(config.api_keys)
@@ -92,13 +95,18 @@ class Gateway:
     async def __call__(self, call: Call) -> None:
         """Answer one request."""
         call.dialect = dialects.named(_DEFAULT)
+        reply = call.reply
+        record = Record(reply.request_id, call.method, call.path, reply.began, self.books)
+        call.record = record
+        record.begin()
         self._open += 1
         self.idle.clear()
         try:
-            await self._serve(call, call.reply)
+            await self._serve(call, reply)
         except ProblemError as error:
             await self._refuse(call, error.problem)
         except asyncio.CancelledError:
+            record.cancelled = call.gone
             if not call.gone:
                 # The gateway ends, and has waited long enough for this one.
                 problem = Problem(kind="unavailable", message="Tropilla was ended.", retry_after=1)
@@ -115,6 +123,8 @@ class Gateway:
             )
             await self._refuse(call, problem)
         finally:
+            record.status = reply.status
+            record.end()
             self._open -= 1
             if not self._open:
                 self.idle.set()
@@ -128,10 +138,11 @@ class Gateway:
         action = methods.get(method) if methods else None
         if isinstance(action, Generate | Measure | Forward | Count | Kept):
             call.dialect = dialects.named(action.dialect)
+            call.record.dialect = action.dialect
         owner = self._keys.owner(call.headers)
         if owner is None and action != _HEALTH:
             raise ProblemError(_unauthenticated(call.headers))
-        call.owner = owner or ""
+        call.owner = call.record.key = owner or ""
         if methods is None:
             raise ProblemError(Problem(kind="not_found", message="File Not Found"))
         match action:
@@ -164,12 +175,13 @@ class Gateway:
             key=call.owner or call.client,
             session=_session(call, request),
             body=hash(data),
-            began=reply.began,
         )
+        call.record.session = origin.session
         await relay.generate(
             turn.front,
             request,
             origin,
+            call.record,
             fleet=self._fleet,
             reply=turn.reply,
         )
@@ -199,7 +211,8 @@ class Gateway:
             request = await self._responses.read(body, action.path, call.owner)
         else:
             request = call.dialect.parse_request(body, action.path)
-        await relay.count(request, call.owner or call.client, fleet=self._fleet, reply=reply)
+        key = call.owner or call.client
+        await relay.count(request, key, call.record, fleet=self._fleet, reply=reply)
 
     async def _kept(self, call: Call, action: Kept, reply: Reply) -> None:
         await self._responses.answer(action.what, action.id, call.head.query, call.owner, reply)
@@ -208,7 +221,7 @@ class Gateway:
         body = _object(await self._text(call))
         measure = measures.named(action.name)
         request = measure.parse_request(body, action.path)
-        await measured.measure(measure, request, fleet=self._fleet, reply=reply)
+        await measured.measure(measure, request, call.record, fleet=self._fleet, reply=reply)
 
     async def _forward(self, call: Call, action: Forward, reply: Reply) -> None:
         if action.admin and not self._config.allow_admin:
@@ -226,6 +239,7 @@ class Gateway:
             body,
             call.texts(),
             _model_of(body, call.head.query) if not action.admin else None,
+            call.record,
             slots=action.slots,
             fleet=self._fleet,
             reply=reply,
@@ -234,6 +248,8 @@ class Gateway:
     async def _refuse(self, call: Call, problem: Problem) -> None:
         status = STATUS[problem.kind]
         reply = call.reply
+        call.record.problem = problem
+        await call.record.enter()
         if status >= 500 or problem.kind == "limited":
             self._log(call, problem, status)
         if reply.started:

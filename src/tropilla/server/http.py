@@ -22,6 +22,7 @@ from typing import TypeAlias, cast
 from tropilla.dialects import Dialect
 from tropilla.dialects._openai import render_problem
 from tropilla.ir import Problem, ProblemError
+from tropilla.record import Record
 from tropilla.server.reply import Reply, head
 from tropilla.server.wire import (
     MOST_HEAD,
@@ -69,6 +70,7 @@ class Call:
         "method",
         "owner",
         "path",
+        "record",
         "reply",
     )
 
@@ -88,6 +90,8 @@ class Call:
             headless=told.method == "HEAD",
             old=told.old,
         )
+        self.record: Record
+        """What is told of it afterwards; whoever answers begins it."""
 
     @property
     def client(self) -> str:

@@ -82,6 +82,8 @@ class Reply:
         self._chunks = False
         self.began = time.perf_counter()
         self.request_id = request_id
+        self.status = 0
+        """What the head said; 0 while it is not sent."""
         self.started = False
         self.ended = False
         self.keeps = True
@@ -108,7 +110,7 @@ class Reply:
         *,
         keeps: bool,
     ) -> bytes:
-        self.started = True
+        self.started, self.status = True, status
         self.keeps = keeps and self._to.keeps
         if not self.keeps:
             framing += b"connection: close\r\n"

@@ -6,6 +6,7 @@ import asyncio
 
 from tropilla.herd.pool import Ask, Assign, Blame
 from tropilla.ir import Problem, ProblemError, ProblemKind
+from tropilla.record import Record
 from tropilla.upstream.member import Offer, Upstream
 
 BUSY_CODE = "no_free_slot"
@@ -41,6 +42,13 @@ class Lease:
         """Whether the request was answered."""
         self.cached: float | None = None
         """The part of the prompt that was in its cache, where it has told."""
+
+    def tell(self, record: Record) -> None:
+        """Have it told who was asked, and how that came about."""
+        record.upstream = self.upstream.name
+        record.model = record.model or self.name
+        record.attempts += 1
+        record.queued, record.expected = self.waited, self.expected
 
 
 class Ticket:
