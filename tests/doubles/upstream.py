@@ -19,7 +19,7 @@ from typing import Any, TypeAlias, cast
 import httptools
 import msgspec
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 """Seconds after which what should have happened has not."""
 
 SSE = "text/event-stream"
