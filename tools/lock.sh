@@ -23,7 +23,7 @@ lock() { # lock OUTPUT INPUT...
         --output-file "$1" "${@:2}"
 }
 
-lock requirements/dev.txt pyproject.toml --extra engine --group dev
+lock requirements/dev.txt pyproject.toml --all-extras --group dev
 # The same versions, so that one .venv holds both.
 lock requirements/serve.txt pyproject.toml --extra engine --group build \
     --constraint requirements/dev.txt
