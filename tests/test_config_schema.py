@@ -17,6 +17,7 @@ from tropilla.config import (
     EngineConfig,
     FailuresConfig,
     ModelConfig,
+    PriceConfig,
     QueueConfig,
     ResponsesConfig,
     TimeoutsConfig,
@@ -200,9 +201,10 @@ def test_the_examples_of_the_page_are_fine(
     validator.validate(seen(text))
 
 
-INNER: dict[str, type[TimeoutsConfig | FailuresConfig]] = {
+INNER: dict[str, type[msgspec.Struct]] = {
     "timeouts": TimeoutsConfig,
     "failures": FailuresConfig,
+    "price": PriceConfig,
 }
 
 
@@ -215,7 +217,8 @@ def test_the_page_has_a_row_for_every_setting_with_its_default() -> None:
     for name, inner in INNER.items():
         for setting in settings(inner).values():
             default = msgspec.json.encode(setting.default).decode().removesuffix(".0")
-            assert f"`{default}`" in rows[f"| `{name}.{setting.name}`"][2]
+            row = rows[f"| `{name}.{setting.name}`"]
+            assert setting.default is None or f"`{default}`" in row[2]
     for name in ("listen", "max_body"):
         assert f"`{getattr(Config(), name)}`" in rows[f"| `{name}`"][2]
     assert f"`{EngineConfig().slots}`" in rows["| `slots`"][2]

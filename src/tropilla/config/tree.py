@@ -32,6 +32,7 @@ Secret: TypeAlias = Annotated[str, Meta(min_length=1, pattern=_PRINTABLE, extra=
 File: TypeAlias = Annotated[Path, Meta(min_length=1, pattern=_PRINTABLE)]
 HeaderName: TypeAlias = Annotated[str, Meta(min_length=1, pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=86400)]
+Money: TypeAlias = Annotated[float, Meta(ge=0, le=1_000_000)]
 
 
 class TimeoutsConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +88,17 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Its name has several addresses: each is a server. They are looked up again and again."""
 
 
+class PriceConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a million tokens cost, in whatever money."""
+
+    input: Money = 0.0
+    """Of those that are read."""
+    cached: Money | None = None
+    """Of those that are read and were in the upstream's cache; as the others, if it is left out."""
+    output: Money = 0.0
+    """Of those that are written."""
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A model by the name that clients use, and who serves it."""
 
@@ -96,6 +108,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Other names by which clients may ask for it."""
     template: Template | None = None
     """Who turns chat messages into a prompt; `auto` leaves it to the server."""
+    price: PriceConfig = PriceConfig()
+    """What its tokens cost; nothing, if it is left out."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
