@@ -20,9 +20,9 @@ class Record:
 
     __slots__ = (
         "_books", "at", "attempts", "began", "cached", "cancelled", "choices", "dialect", "entered",
-        "estimated", "expected", "failed_over", "finish", "first", "id", "key", "method", "model",
-        "path", "problem", "prompt", "queued", "reasoning", "session", "status", "stream", "took",
-        "upstream", "written",
+        "estimated", "expected", "failed_over", "finish", "first", "id", "key", "metered", "method",
+        "model", "path", "problem", "prompt", "queued", "reasoning", "session", "status", "stream",
+        "took", "upstream", "written",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +73,8 @@ class Record:
         self.reasoning: int | None = None
         self.estimated = False
         """Whether nobody has counted these."""
+        self.metered = False
+        """Whether it may take something of an upstream: such a one has a row in the ledger."""
         self.entered = False
 
     def used(self, usage: Usage) -> None:

@@ -143,6 +143,7 @@ class Gateway:
         if owner is None and action != _HEALTH:
             raise ProblemError(_unauthenticated(call.headers))
         call.owner = call.record.key = owner or ""
+        call.record.metered = isinstance(action, Generate | Measure | Forward)
         if methods is None:
             raise ProblemError(Problem(kind="not_found", message="File Not Found"))
         match action:
@@ -248,7 +249,7 @@ class Gateway:
     async def _refuse(self, call: Call, problem: Problem) -> None:
         status = STATUS[problem.kind]
         reply = call.reply
-        call.record.problem = problem
+        call.record.problem, call.record.status = problem, reply.status or status
         await call.record.enter()
         if status >= 500 or problem.kind == "limited":
             self._log(call, problem, status)

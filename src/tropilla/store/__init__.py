@@ -1,0 +1,58 @@
+"""Where accounts are kept: a file of SQLite, or PostgreSQL, by one small protocol.
+
+The same SQL runs on both: parameters are `$1`, `$2`, ... in the order in which they first stand,
+types are those that both know (TEXT, BIGINT, DOUBLE PRECISION), and an `INSERT` says what it does
+`ON CONFLICT`. What `write` has returned from is there after a crash of the process, and of the
+machine. The tables are made by numbered migrations, under a lock; a store that a newer Tropilla has
+changed is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+Cell: TypeAlias = str | int | float | bytes | None
+Row: TypeAlias = tuple[Any, ...]
+Statement: TypeAlias = tuple[str, Sequence[Sequence[Cell]]]
+"""What is done, once for each of these rows of parameters."""
+
+
+class StoreError(Exception):
+    """The store cannot be used; the message says why, and what to do where that is known."""
+
+
+class Store(Protocol):
+    """A store that is open. Everything may raise `StoreError`."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, without what is secret in that."""
+
+    async def read(self, sql: str, *args: Cell) -> list[Row]:
+        """The rows that a query gives."""
+
+    async def write(self, *statements: Statement) -> list[int]:
+        """Do all of it or nothing; how many rows each statement has changed.
+
+        Once this returns it stays. Where it raises, nobody knows: what is said again must not count
+        twice.
+        """
+
+    async def close(self) -> None:
+        """Let go of it, once what was begun is done."""
+
+
+async def open_store(url: str, *, migrate: bool = True) -> Store:
+    """Open a store; `migrate` brings its tables up to date first.
+
+    Raises:
+        StoreError: it cannot be opened, or a newer Tropilla has changed it.
+    """
+    scheme, _, rest = url.partition("://")
+    match scheme:
+        case "sqlite" if len(rest) > 1:
+            from tropilla.store.sqlite import Sqlite  # noqa: PLC0415 - only who keeps accounts
+
+            return await Sqlite.open(rest.removeprefix("/"), migrate=migrate)
+    raise StoreError(f"'{url}' is no store: sqlite:///PATH and postgresql://... are.")

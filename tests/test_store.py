@@ -1,0 +1,92 @@
+"""The store: all or nothing, there after a crash, and made by numbered steps."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import apsw
+import pytest
+
+from tropilla.store import StoreError, migrations, open_store
+
+pytestmark = pytest.mark.anyio
+
+
+def at(path: Path) -> str:
+    return f"sqlite:///{path}/accounts.db"
+
+
+async def test_what_is_written_is_all_there_or_not_at_all(tmp_path: Path) -> None:
+    store = await open_store(at(tmp_path))
+    await store.write(("CREATE TABLE t (a BIGINT PRIMARY KEY, b TEXT)", [()]))
+    add = "INSERT INTO t (a, b) VALUES ($1, $2)"
+    assert await store.write(
+        (add, [(1, "x"), (2, "y")]), ("DELETE FROM t WHERE a = $1", [(1,)])
+    ) == [2, 1]
+    with pytest.raises(StoreError, match="UNIQUE"):
+        await store.write((add, [(3, "z")]), (add, [(2, "again")]))
+    assert await store.read("SELECT a, b FROM t WHERE a > $1 OR a < $1", 0) == [(2, "y")]
+    await store.close()
+
+
+async def test_two_processes_may_use_one_file(tmp_path: Path) -> None:
+    one, other = await open_store(at(tmp_path)), await open_store(at(tmp_path))
+    await one.write(("CREATE TABLE t (a BIGINT)", [()]))
+    add = ("INSERT INTO t (a) VALUES ($1)", [(1,)])
+    await asyncio.gather(*(store.write(add) for _ in range(50) for store in (one, other)))
+    assert await other.read("SELECT count(*) FROM t") == [(100,)]
+    await one.close()
+    await other.close()
+
+
+async def test_migrations_are_applied_once(tmp_path: Path) -> None:
+    for _ in range(2):
+        store = await open_store(at(tmp_path))
+        done = await store.read(migrations.DONE)
+        assert done == [(one.number, one.name) for one in migrations.known()]
+        await store.close()
+
+
+async def test_many_that_start_together_apply_them_once(tmp_path: Path) -> None:
+    stores = await asyncio.gather(*(open_store(at(tmp_path)) for _ in range(8)))
+    assert len(await stores[0].read(migrations.DONE)) == len(migrations.known())
+    for store in stores:
+        await store.close()
+
+
+async def test_a_store_that_a_newer_one_has_changed_is_left_alone(tmp_path: Path) -> None:
+    store = await open_store(at(tmp_path))
+    await store.write((migrations.NOTE, [(9999, "later", 0.0)]))
+    await store.close()
+    with pytest.raises(StoreError, match=r"newer Tropilla.*9999"):
+        await open_store(at(tmp_path))
+
+
+def test_migrations_are_numbered_without_a_gap() -> None:
+    assert [one.number for one in migrations.known()] == [*range(1, len(migrations.known()) + 1)]
+
+
+@pytest.mark.parametrize("url", ["", "sqlite://", "sqlite:///", "mysql://x", "accounts.db"])
+async def test_what_is_no_store_is_told_so(url: str) -> None:
+    with pytest.raises(StoreError, match="no store"):
+        await open_store(url)
+
+
+async def test_a_file_that_is_no_store_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "accounts.db").write_text("Dear diary, " * 100)
+    with pytest.raises(StoreError, match="not a database"):
+        await open_store(at(tmp_path))
+    with pytest.raises(StoreError, match=r"accounts\.db"):
+        await open_store("sqlite:////proc/none/accounts.db")
+
+
+async def test_a_store_that_is_closed_says_so(tmp_path: Path) -> None:
+    store = await open_store(at(tmp_path))
+    await store.close()
+    with pytest.raises(StoreError, match="closed"):
+        await store.read("SELECT 1")
+
+
+def test_the_sqlite_is_one_that_two_may_write() -> None:
+    assert apsw.sqlite_lib_version() >= "3.51.3"
