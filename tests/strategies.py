@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dialects.afs.asked import requests as afs_requests
 from dialects.openai_responses.asked import requests as response_requests
 from tropilla import ir
+from tropilla.dialects._media import DETAILS
 from tropilla.ir import (
     Chat,
     ChoiceEnded,
@@ -174,14 +175,15 @@ _call_parts = st.builds(
 )
 _encoded = st.binary(min_size=1, max_size=6).map(lambda data: b64encode(data).decode())
 _data_url = "data:image/png;base64,{}".format
+_details = st.sampled_from(DETAILS)
 _content = st.one_of(
     st.builds(ir.Text, text=words, extras=unknown),
-    st.builds(ir.Image, url=_encoded.map(_data_url), detail=maybe(some), extras=unknown),
+    st.builds(ir.Image, url=_encoded.map(_data_url), detail=maybe(_details), extras=unknown),
     st.builds(ir.Audio, data=_encoded, format=some, extras=unknown),
     st.builds(
         ir.Opaque,
         dialect=st.just("openai_chat"),
-        body=unknown.map(lambda body: {"type": "file"} | body),
+        body=unknown.map(lambda body: {"type": "input_video"} | body),
     ),
 )
 

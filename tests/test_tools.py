@@ -128,6 +128,27 @@ async def test_calls_of_several_choices_have_ids_of_their_own(
 
 
 @FORMS
+@pytest.mark.parametrize("n", [1, 2])
+async def test_probabilities_beside_tools(
+    gateway: Serve, engine: str, n: int, *, stream: bool
+) -> None:
+    # The engine refuses to stream both, so it is asked for whole answers, one for each choice.
+    tropilla = await gateway(engine)
+    fields: Any = LIMIT | {"logprobs": True, "top_logprobs": 2, "n": n, "tools": [WEATHER]}
+    if stream:
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+    answer = await tropilla.chat(tool_choice="required", **fields)
+    for choice in range(n):
+        ((_, _, name, _),), reason = made(answer, choice)
+        assert (name, reason) == ("get_weather", "tool_calls")
+    whole = [answer.json] if not stream else answer.events[:-1]
+    choices = [choice for one in whole for choice in one["choices"]]
+    entries = [one for choice in choices for one in (choice["logprobs"] or {}).get("content", ())]
+    assert whole[-1]["usage"]["completion_tokens"] == len(entries)
+    assert all(entry["logprob"] <= 0 and entry["top_logprobs"] for entry in entries)
+
+
+@FORMS
 async def test_a_custom_tool_on_the_real_engine(
     gateway: Serve, engine: str, *, stream: bool
 ) -> None:

@@ -18,6 +18,7 @@ import msgspec
 
 from tropilla import calls, ir
 from tropilla.dialects import Dialect
+from tropilla.dialects._ages import chat_streams
 from tropilla.dialects._openai import decode, sum_usages
 from tropilla.framing import COMMENT, Frame, SseFramer
 from tropilla.ir import (
@@ -109,6 +110,8 @@ def _split(request: Request, traits: Traits) -> list[Request]:
     match traits.dialect:
         case "llamacpp":
             n_fits = traits.build >= 7308 and request.n <= (traits.slots or request.n)
+            # The usage of a whole answer is that of its first choice alone (#27318).
+            n_fits = n_fits and chat_streams(request, traits)
             fits = (n_fits or request.n == 1) and (traits.build >= 4402 or not several)
         case "afs":
             fits = request.choices == 1

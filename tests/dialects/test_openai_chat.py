@@ -436,6 +436,20 @@ def test_reasoning_is_read_under_either_name_and_once_under_both() -> None:
         assert ir.fold(events).choices[0].text(ir.Reasoning) == "r"
 
 
+def test_probabilities_of_a_refusal_are_told_as_such() -> None:
+    entry = {"token": "No", "logprob": -0.5, "bytes": [78, 111], "top_logprobs": []}
+    line = upstream_chunk({"refusal": "No"})
+    line["choices"][0]["logprobs"] = {"content": None, "refusal": [entry]}
+    request = asked(stream=True, logprobs=True)
+    answer = ir.fold(events_of(line, END))
+    expected = {"content": None, "refusal": [entry]}
+
+    whole = msgspec.json.decode(CHAT.render_answer(answer, request, STAMP))
+    assert choice_of(whole)["logprobs"] == expected
+    told = [choice_of(one)["logprobs"] for one in chunks(request, *ir.unfold(answer, extras=True))]
+    assert expected in told
+
+
 def test_a_server_that_answers_half_of_what_was_asked_has_failed() -> None:
     events = events_of(upstream_chunk({"content": "a"}), END, n=2)
     assert isinstance(events[-1], Failed)

@@ -259,10 +259,17 @@ def test_marks_on_any_part_are_kept() -> None:
         {"type": "image_url", "image_url": {"url": PIXEL}} | mark,
         {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"} | mark} | mark,
         {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}} | mark,
-        {"type": "file", "file": {"file_id": "f"}} | mark,
     ]
+    file = {"type": "file", "file": {"file_id": "f"}} | mark
     request = asked(messages=[{"role": "user", "content": content}])
     assert CHAT.render_request(request, TODAY).body["messages"][0]["content"] == content
+
+    request = asked(messages=[{"role": "user", "content": [*content, file]}])
+    told = CHAT.render_request(request, Traits(dialect="openai")).body["messages"][0]["content"]
+    assert told == [*content, file]
+    with pytest.raises(Malformed) as refused:
+        CHAT.render_request(request, TODAY)
+    assert refused.value.problem.param == "messages.0.content.5.type"
 
 
 def test_marks_on_a_tool_are_kept_where_they_were() -> None:

@@ -323,6 +323,9 @@ def of_content(*parts: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": list(parts)}]}
 
 
+PICTURE = {"url": "data:image/png;base64,AAAA"}
+
+
 def of_tool(tool: Any) -> dict[str, Any]:
     return {"messages": MESSAGES, "tools": [tool]}
 
@@ -346,6 +349,16 @@ NAMED = [
         of_content({"type": "image_url", "image_url": {}}),
         "messages.0.content.0.image_url.url",
     ),
+    (
+        CHAT,
+        of_content({"type": "image_url", "image_url": PICTURE | {"detail": "wow"}}),
+        "messages.0.content.0.image_url.detail",
+    ),
+    (
+        CHAT,
+        of_content({"type": "text", "text": "a"}, {"type": "file", "file": {"file_id": "f"}}),
+        "messages.0.content.1.type",
+    ),
     (CHAT, of_tool(1), "tools.0"),
     (CHAT, of_tool({}), "tools.0.type"),
     (CHAT, of_tool({"type": "function", "function": 1}), "tools.0.function"),
@@ -353,6 +366,8 @@ NAMED = [
     (CHAT, {"messages": MESSAGES, "stop": ["x", 1]}, "stop.1"),
     (CHAT, {"messages": MESSAGES, "response_format": {}}, "response_format.type"),
     (CHAT, {"messages": MESSAGES, "metadata": {"a": 1}}, "metadata.a"),
+    (CHAT, {"messages": MESSAGES, "metadata": {"a": "x" * 513}}, "metadata.a"),
+    (RESPONSES, {"input": "x", "metadata": {"k" * 65: "x"}}, f"metadata.{'k' * 65}"),
     (TEXT, {"prompt": ["x", 1]}, "prompt.1"),
     (TEXT, {"prompt": [1, "x"]}, "prompt.1"),
     (TEXT, {"prompt": [[1], [2, "x"]]}, "prompt.1.1"),

@@ -131,7 +131,9 @@ async def test_a_path_that_is_none(gateway: Serve, double: Double) -> None:
         answer = await tropilla.ask("GET", path)
         assert (answer.status, answer.headers["content-type"]) == (404, "application/json"), path
         assert tuple(answer.error) == KEYS
-        assert answer.error["message"] == "File Not Found"
+        assert answer.error["message"] == f"Invalid URL (GET {path}): File Not Found"
+        told = answer.error["type"], answer.error["code"]
+        assert told == ("invalid_request_error", "unknown_url")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,20 @@ def chat_tells(request: Request, traits: Traits) -> bool:
     return not traits.llamacpp or traits.build >= 4364 or request.logprobs is None
 
 
+def chat_streams(request: Request, traits: Traits) -> bool:
+    """Whether a server can stream what is wanted: llama.cpp refuses probabilities beside tools.
+
+    A whole answer it gives with both (b11549); but one that was begun by the client begins there
+    with what is known already.
+    """
+    match request.input:
+        case Chat(messages=[*_, Message(role="assistant")]):
+            pass
+        case Chat(tools=[_, *_], tool_choice=choice) if choice is None or choice.mode != "none":
+            return not traits.llamacpp or request.logprobs is None
+    return True
+
+
 def fit_chat(request: Request, chat: Chat, traits: Traits) -> tuple[Chat, JsonObject, list[str]]:
     """A conversation as an old server's chat reads it, with what its body needs, and what is lost.
 

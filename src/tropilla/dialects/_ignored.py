@@ -11,7 +11,7 @@ from tropilla.dialects._fields import Fields, invalid, kindred_extras, missing, 
 from tropilla.ir import Json, JsonObject, Malformed, Request
 
 _TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
-_MOST_METADATA = 16
+_MOST_METADATA, _MOST_NAME, _MOST_VALUE = 16, 64, 512
 
 IGNORED = frozenset({
     "metadata", "modalities", "moderation", "prediction", "prompt_cache_key",
@@ -52,8 +52,16 @@ def _check_metadata(pairs: JsonObject | None) -> None:
             "object_above_max_properties",
         )
     for name, value in pairs.items():
+        path = f"metadata.{name}"
         if type(value) is not str:
-            raise wrong_type(f"metadata.{name}", "a string", value)
+            raise wrong_type(path, "a string", value)
+        for text, most in ((name, _MOST_NAME), (value, _MOST_VALUE)):
+            if len(text) > most:
+                raise invalid(
+                    path,
+                    f"expected at most {most} characters, but got {len(text)} instead.",
+                    "string_above_max_length",
+                )
 
 
 def _check_prediction(value: JsonObject | None) -> None:

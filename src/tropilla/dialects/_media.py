@@ -7,6 +7,9 @@ from binascii import a2b_base64
 
 from tropilla.dialects._fields import invalid
 
+DETAILS = ("auto", "low", "high", "original")
+"""How closely a picture may be looked at."""
+
 _DATA_URL = re.compile(r"data:[A-Za-z0-9.+-]+/[A-Za-z0-9.+-]+(?:;[^;,]+)*;base64,")
 
 

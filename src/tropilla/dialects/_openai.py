@@ -40,10 +40,11 @@ from tropilla.ir import (
 )
 
 MOST_STOPS = 4
+"""Stop texts of one request."""
 MOST_MESSAGES = 4096
 """More of them would keep everybody else waiting while they are read."""
 MOST_TOOLS = 1024
-"""Stop texts of one request."""
+"""The same of tools."""
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 PING = SSE_PING
@@ -407,7 +408,7 @@ _ERRORS: dict[str, tuple[str, str | None]] = {
     "unsupported": ("invalid_request_error", "unsupported_value"),
     "unauthenticated": ("invalid_request_error", "invalid_api_key"),
     "forbidden": ("invalid_request_error", "forbidden"),
-    "not_found": ("not_found_error", "unknown_url"),
+    "not_found": ("invalid_request_error", "unknown_url"),
     "method_not_allowed": ("invalid_request_error", "method_not_allowed"),
     "unknown_model": ("invalid_request_error", "model_not_found"),
     "limited": ("rate_limit_error", "rate_limit_exceeded"),

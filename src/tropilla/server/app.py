@@ -145,7 +145,8 @@ class Gateway:
         call.owner = call.record.key = owner or ""
         call.record.metered = isinstance(action, Generate | Measure | Forward)
         if methods is None:
-            raise ProblemError(Problem(kind="not_found", message="File Not Found"))
+            message = f"Invalid URL ({call.method} {call.path}): File Not Found"
+            raise ProblemError(Problem(kind="not_found", message=message))
         match action:
             case None:
                 call.allowed = ", ".join(_allowed(methods))

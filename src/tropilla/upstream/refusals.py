@@ -63,9 +63,10 @@ def _incapable(ask: Ask, upstreams: Sequence[Upstream]) -> Problem:
     serving = [one for one in upstreams if model is None or model in one.offers]
     lacking = (need for need in needs if all(need in one.lacks for one in serving))
     need = next(lacking, next(iter(needs)))
+    of_model = "here " if model is None else f"of the model '{model}' "
     return Problem(
         kind="unsupported",
-        message=f"No server of the model '{model or 'asked for'}' {_CANNOT[need]}",
+        message=f"No server {of_model}{_CANNOT[need]}",
         param=_PARAMS.get(need),
     )
 

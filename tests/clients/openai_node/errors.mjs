@@ -93,7 +93,7 @@ export default {
   async "404: unknown path"() {
     await refused(
       () => client.files.list(), OpenAI.NotFoundError,
-      { code: "unknown_url", type: "not_found_error" },
+      { code: "unknown_url", type: "invalid_request_error" },
     );
   },
 

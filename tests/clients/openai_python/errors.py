@@ -125,7 +125,7 @@ def of_404_unknown_model(client: OpenAI) -> None:
 
 @check
 def of_404_unknown_path(client: OpenAI) -> None:
-    with refused(openai.NotFoundError, code="unknown_url", type_="not_found_error"):
+    with refused(openai.NotFoundError, code="unknown_url", type_="invalid_request_error"):
         client.files.list()
 
 

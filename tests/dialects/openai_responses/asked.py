@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tropilla import ir
+from tropilla.dialects._media import DETAILS
 from tropilla.ir import Chat, Message, Part, Request, Text, Tool, ToolChoice
 
 words = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -19,7 +20,9 @@ _encoded = st.binary(min_size=1, max_size=6).map(lambda data: b64encode(data).de
 _content = (
     _texts
     | st.builds(
-        ir.Image, url=_encoded.map("data:image/png;base64,{}".format), detail=st.none() | some
+        ir.Image,
+        url=_encoded.map("data:image/png;base64,{}".format),
+        detail=st.none() | st.sampled_from(DETAILS),
     )
     | st.builds(ir.Audio, data=_encoded, format=some)
 )

@@ -50,6 +50,11 @@ class Leaks:
             rest = self._in_call(rest, told) if self._opening else self._in_text(rest, told)
         return told
 
+    @property
+    def holds(self) -> bool:
+        """Whether there is text that is not decided yet."""
+        return bool(self._held or self._space or self._opening)
+
     def end(self) -> list[str | Leak]:
         """The text is over: a call that was never closed is one all the same."""
         told: list[str | Leak] = []

@@ -163,6 +163,10 @@ class _Parser(_streams.Parser):
             self._untold |= _rest(chunk, said)
         final = bool(said.reason)
         if said.reasoning:
+            if self._leaks is not None and self._leaks.holds:
+                # A thought does not overtake the text before it.
+                self._pieces(self._leaks.end(), events)
+                self._leaks = Leaks()
             self._tell("reasoning", said.reasoning, events, final=final)
         if said.text:
             pieces = [said.text] if self._leaks is None else self._leaks.feed(said.text)

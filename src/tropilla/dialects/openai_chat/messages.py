@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from tropilla.dialects._fields import Fields, invalid, missing, wrong_type
-from tropilla.dialects._media import check_base64, check_data_url
+from tropilla.dialects._media import DETAILS, check_base64, check_data_url
 from tropilla.dialects.openai_chat.names import NAME
 from tropilla.dialects.openai_chat.tools import parse_call, render_call
 from tropilla.ir import (
@@ -26,6 +26,7 @@ from tropilla.ir import (
     Refusal,
     Text,
     ToolCall,
+    Traits,
 )
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -104,7 +105,7 @@ def _parse_part(value: Json, path: str) -> Part:
             image = Fields(inner, fields.at("image_url"))
             url = image.required("url")
             check_data_url(url, image.at("url"))
-            detail = image.string("detail")
+            detail = image.choice("detail", DETAILS)
             return Image(url=url, detail=detail, extras=_nested("image_url", image, fields))
         case "input_audio":
             inner = fields.object("input_audio")
@@ -135,8 +136,12 @@ def _nested(name: str, inner: Fields, outer: Fields) -> JsonObject:
 # A message to an upstream.
 
 
-def render_message(message: Message) -> JsonObject:
-    """A message for an upstream."""
+def render_message(message: Message, number: int, traits: Traits) -> JsonObject:
+    """A message for an upstream, and its place among all.
+
+    Raises:
+        Malformed: of kind `unsupported`, for what this upstream cannot read.
+    """
     body: JsonObject = {"role": message.role}
     content: list[JsonObject] = []
     calls: list[JsonObject] = []
@@ -159,7 +164,7 @@ def render_message(message: Message) -> JsonObject:
             case ToolCall():
                 calls.append(render_call(part))
             case Opaque():
-                content.append(_verbatim(part))
+                content.append(_verbatim(part, f"messages.{number}.content.{len(content)}", traits))
     # One plain text is a string: that is what every server and every template can read.
     if len(content) == 1 and content[0].keys() == {"type", "text"}:
         body["content"] = content[0]["text"]
@@ -178,10 +183,18 @@ def _render_nested(name: str, inner: JsonObject, extras: JsonObject) -> JsonObje
     return {"type": name} | extras | {name: inner | extras.get(name, {})}
 
 
-def _verbatim(part: Opaque) -> JsonObject:
+def _verbatim(part: Opaque, path: str, traits: Traits) -> JsonObject:
+    kind = part.body.get("type")
     if part.dialect != NAME:
         raise Malformed(
-            f"A '{part.body.get('type')}' part of {part.dialect} cannot be said in OpenAI's chat.",
+            f"A '{kind}' part of {part.dialect} cannot be said in OpenAI's chat.",
+            kind="unsupported",
+        )
+    if kind == "file" and traits.llamacpp:
+        raise Malformed(
+            f"Unsupported value for '{path}.type': a llama.cpp server reads no files. "
+            "Send what is in them as texts and pictures.",
+            param=f"{path}.type",
             kind="unsupported",
         )
     return part.body

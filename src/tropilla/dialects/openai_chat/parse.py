@@ -14,6 +14,7 @@ from tropilla.dialects._openai import (
     read_reason,
     read_started,
     read_stop_word,
+    read_token_logprobs,
     read_usage,
     sum_usages,
 )
@@ -335,7 +336,13 @@ def _reason_of(value: Json, *, old: bool) -> FinishReason:
 
 
 def _logprobs_of(value: Json) -> list[JsonObject] | None:
-    """OpenAI's for chat, or its older parallel lists, which llama-cpp-python has here too."""
+    """OpenAI's for chat, or its older parallel lists, which llama-cpp-python has here too.
+
+    Those of a refusal stand under a name of their own.
+    """
+    match value:
+        case {"refusal": [_, *_] as entries} if not value.get("content"):
+            return read_token_logprobs(entries)
     return _lists.read(value)
 
 

@@ -106,11 +106,15 @@ class _Renderer(ChunkRenderer):
         choice: JsonObject = {
             "index": event.choice,
             "delta": delta | extras.part,
-            "logprobs": _render_logprobs(event.logprobs, self._request),
+            "logprobs": self._logprobs(event),
             "finish_reason": None,
             **extras.choice,
         }
         return self._chunk(choice, extras.top)
+
+    def _logprobs(self, event: PartDelta | ChoiceEnded) -> JsonObject | None:
+        refused = self._kinds.get(event.choice) == "refusal"
+        return _render_logprobs(event.logprobs, self._request, refused=refused)
 
     def _part(self, event: PartStarted) -> bytes:
         self._kinds[event.choice] = event.kind
@@ -154,7 +158,7 @@ class _Renderer(ChunkRenderer):
         choice: JsonObject = {
             "index": event.choice,
             "delta": extras.part,
-            "logprobs": _render_logprobs(event.logprobs, self._request),
+            "logprobs": self._logprobs(event),
             "finish_reason": _reason(event.reason, self._request),
             **extras.choice,
         }
@@ -204,7 +208,9 @@ def _render_choice(choice: Choice, request: Request, stamp: Stamp) -> JsonObject
     return {
         "index": choice.index,
         "message": message | choice.part_extras,
-        "logprobs": _render_logprobs(choice.logprobs, request),
+        "logprobs": _render_logprobs(
+            choice.logprobs, request, refused=text is None and message["refusal"] is not None
+        ),
         "finish_reason": _reason(choice.reason, request),
         **choice.extras,
     }
@@ -223,10 +229,13 @@ def _call_id(stamp: Stamp, choice: int, number: int) -> str:
     return f"call_{stamp.unique}_{choice}_{number}"
 
 
-def _render_logprobs(entries: list[JsonObject] | None, request: Request) -> JsonObject | None:
+def _render_logprobs(
+    entries: list[JsonObject] | None, request: Request, *, refused: bool
+) -> JsonObject | None:
     if entries is None or request.logprobs is None:
         return None
-    return {"content": [_chance(entry, request.logprobs) for entry in entries], "refusal": None}
+    told = [_chance(entry, request.logprobs) for entry in entries]
+    return {"content": None, "refusal": told} if refused else {"content": told, "refusal": None}
 
 
 _CHANCE = {"token", "logprob", "bytes"}

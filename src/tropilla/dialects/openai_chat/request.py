@@ -139,7 +139,9 @@ def render_request(request: Request, traits: Traits) -> Wire:
     if traits.strict and "max_tokens" in body:
         # The newer models of OpenAI refuse the old name; other servers know only that one.
         body["max_completion_tokens"] = body.pop("max_tokens")
-    body["messages"] = [render_message(message) for message in chat.messages]
+    body["messages"] = [
+        render_message(message, number, traits) for number, message in enumerate(chat.messages)
+    ]
     if tools := render_tools(chat, traits, lost, own=request.dialect == NAME):
         body["tools"] = tools
     if chat.tool_choice is not None:
@@ -156,6 +158,9 @@ def render_request(request: Request, traits: Traits) -> Wire:
         body["logprobs"] = True
         # llama.cpp takes 0 alternatives to mean no logprobs at all, and none given to mean 20.
         body["top_logprobs"] = max(request.logprobs, 1) if traits.llamacpp else request.logprobs
+        if not _ages.chat_streams(request, traits):
+            body["stream"] = False
+            body.pop("stream_options", None)
     return Wire(path="/v1/chat/completions", body=body, dropped=(*dropped, *lost))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tropilla.dialects._fields import Fields, check_length, invalid, missing, wrong_type
-from tropilla.dialects._media import check_base64, check_data_url
+from tropilla.dialects._media import DETAILS, check_base64, check_data_url
 from tropilla.dialects._openai import MOST_MESSAGES
 from tropilla.dialects.openai_responses.names import unseal
 from tropilla.ir import (
@@ -189,7 +189,7 @@ def _part(value: Json, path: str) -> Part:
                 raise _no_files(fields.at("file_id"))
             url = fields.required("image_url")
             check_data_url(url, fields.at("image_url"))
-            return Image(url=url, detail=fields.string("detail"))
+            return Image(url=url, detail=fields.choice("detail", DETAILS))
         case "input_audio":
             audio = Fields(fields.any("input_audio"), fields.at("input_audio"))
             data, form = audio.required("data"), audio.required("format")
