@@ -340,6 +340,7 @@ ProblemKind: TypeAlias = Literal[
     "forbidden",
     "not_found",
     "method_not_allowed",
+    "not_implemented",
     "unknown_model",
     "limited",
     "loading",

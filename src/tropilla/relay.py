@@ -14,7 +14,7 @@ the stream. Giving up in any phase (the task is cancelled) closes the upstream's
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode
@@ -66,6 +66,8 @@ class Origin(NamedTuple):
     """What the client says belongs together."""
     body: int = 0
     """A fingerprint of what was asked."""
+    model: str | None = None
+    """The name that the client has for the model, where the request has another."""
 
 
 _MOST_CHOICES = 16384
@@ -144,7 +146,7 @@ def ask_of(request: Request, origin: Origin, *, alone: bool = False) -> Ask:
 def _stamp(request: Request, origin: Origin, lease: Lease | None = None) -> Stamp:
     name = "" if lease is None else lease.name
     n_ctx = None if lease is None else lease.upstream.traits.n_ctx
-    return Stamp(origin.unique, origin.created, request.model or name, n_ctx)
+    return Stamp(origin.unique, origin.created, origin.model or request.model or name, n_ctx)
 
 
 def _minds_options(upstream: Upstream, problem: Problem) -> bool:
@@ -435,8 +437,16 @@ async def _asked(upstream: Upstream, path: str, body: JsonObject) -> JsonObject:
 # Only counted.
 
 
-async def count(request: Request, key: str, record: Record, *, fleet: Fleet, reply: Reply) -> None:
-    """Tell how many tokens the prompt of a request is, as OpenAI tells it.
+async def count(
+    request: Request,
+    key: str,
+    record: Record,
+    render: Callable[[Usage], bytes],
+    *,
+    fleet: Fleet,
+    reply: Reply,
+) -> None:
+    """Tell how many tokens the prompt of a request is.
 
     Raises:
         ProblemError: nothing has been sent yet, and nothing can be.
@@ -447,8 +457,7 @@ async def count(request: Request, key: str, record: Record, *, fleet: Fleet, rep
         lease.tell(record)
         wanted = _prepared(request, lease)[0]
         usage = await prompt_tokens(lease.upstream, wanted)
-        told = {"object": "response.input_tokens", "input_tokens": usage.prompt_tokens}
-        await reply.whole(200, msgspec.json.encode(told | usage.extras), {})
+        await reply.whole(200, render(usage), {})
 
     needs = tuple(_needs(request))
     ask = Ask(model=request.model, needs=needs, key=key, slots=0)

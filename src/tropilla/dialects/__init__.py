@@ -1,9 +1,9 @@
 """The wire APIs, one module each, with both faces: what a client sends us, what we send upstream.
 
 A dialect is a module of this package whose name has no underscore in front, and which has the
-members of `Dialect`. It is found by its name: adding one is adding its file. Dialects are pure
-(bytes and values in, bytes and values out) and do not know each other; what several need lives
-in the modules with an underscore.
+members of `Dialect`; it may have those of `_beside` too. It is found by its name: adding one is
+adding its file. Dialects are pure (bytes and values in, bytes and values out) and do not know each
+other; what several need lives in the modules with an underscore.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache
 from typing import Protocol, cast
 
 import msgspec
 
+from tropilla.dialects._beside import Counter, Instead, Page, Shape
 from tropilla.framing import Frame
 from tropilla.ir import Answer, Event, Json, JsonObject, Problem, Request, Traits, Value
 
@@ -27,6 +28,10 @@ class Route(Value, frozen=True, kw_only=True):
     path: str
     v1: bool = True
     """Whether the path is served below `/v1` too."""
+    instead: Instead | None = None
+    """Answers what asks for no text there."""
+    shape: Shape | None = None
+    """For the OpenAPI document, where that does not know this dialect."""
 
 
 class Wire(Value, frozen=True, kw_only=True):
@@ -157,3 +162,27 @@ def names() -> tuple[str, ...]:
             if not module.name.startswith("_")
         )
     )
+
+
+def pages(name: str) -> tuple[Page, ...]:
+    """What a dialect answers itself."""
+    told: tuple[Page, ...] = getattr(named(name), "PAGES", ())
+    return told
+
+
+def counters(name: str) -> tuple[Counter, ...]:
+    """Where a dialect counts tokens."""
+    told: tuple[Counter, ...] = getattr(named(name), "COUNTERS", ())
+    return told
+
+
+def schemas(name: str) -> JsonObject:
+    """What the OpenAPI document has to be told of a dialect."""
+    told: JsonObject = getattr(named(name), "SCHEMAS", {})
+    return told
+
+
+def served_as(dialect: Dialect) -> Callable[[str, Collection[str]], str] | None:
+    """How a dialect finds which of the models that are served a client means, if it does."""
+    told: Callable[[str, Collection[str]], str] | None = getattr(dialect, "served_as", None)
+    return told

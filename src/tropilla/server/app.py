@@ -15,8 +15,9 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from tropilla import dialects, log, measured, measures, relay
+from tropilla import __version__, dialects, log, measured, measures, relay
 from tropilla.config import Config
+from tropilla.dialects._beside import Known, Shown, Visit
 from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemError, ProblemKind, Request
 from tropilla.keys import Keys
 from tropilla.record import Book, Record
@@ -24,7 +25,18 @@ from tropilla.server import herd, models, responses
 from tropilla.server.http import Call
 from tropilla.server.reply import Reply
 from tropilla.server.responses import Responses, Turn
-from tropilla.server.routes import Count, Forward, Generate, Kept, Measure, Methods, Own, Router
+from tropilla.server.routes import (
+    Action,
+    Count,
+    Forward,
+    Generate,
+    Kept,
+    Measure,
+    Methods,
+    Own,
+    Router,
+    View,
+)
 from tropilla.upstream.fleet import Fleet
 
 STATUS: dict[ProblemKind, int] = {
@@ -38,6 +50,7 @@ STATUS: dict[ProblemKind, int] = {
     "forbidden": 403,
     "not_found": 404,
     "method_not_allowed": 405,
+    "not_implemented": 501,
     "unknown_model": 404,
     "limited": 429,
     "loading": 503,
@@ -49,6 +62,8 @@ STATUS: dict[ProblemKind, int] = {
 _WORKED: frozenset[ProblemKind] = frozenset({"upstream_failed", "timeout", "internal"})
 """Much may have been generated before these, and on two upstreams: SDKs would have it done again,
 twice, if they were not told not to."""
+_NEVER: frozenset[ProblemKind] = _WORKED | {"not_implemented"}
+"""SDKs ask again whatever the server's fault is."""
 _COMMON: frozenset[ProblemKind] = frozenset({"limited", "loading", "unavailable"})
 """Once it happens to one, it happens to all who ask."""
 _SELDOM_SECONDS = 10.0
@@ -133,14 +148,15 @@ class Gateway:
         if call.method == "OPTIONS":
             await reply.preflight(call.text(b"access-control-request-headers"))
             return
-        methods = self._router.find(call.path)
-        method = "GET" if call.method == "HEAD" else call.method
-        action = methods.get(method) if methods else None
-        if isinstance(action, Generate | Measure | Forward | Count | Kept):
+        methods = self._router.find(call.path, call.headers)
+        action = methods.get(call.method) if methods else None
+        if action is None and methods and call.method == "HEAD":
+            action = methods.get("GET")
+        if isinstance(action, Generate | Measure | Forward | Count | Kept | View):
             call.dialect = dialects.named(action.dialect)
             call.record.dialect = action.dialect
         owner = self._keys.owner(call.headers)
-        if owner is None and action != _HEALTH:
+        if owner is None and not _is_public(action):
             raise ProblemError(_unauthenticated(call.headers))
         call.owner = call.record.key = owner or ""
         call.record.metered = isinstance(action, Generate | Measure | Forward)
@@ -162,13 +178,23 @@ class Gateway:
                 await self._count(call, action, reply)
             case Kept():
                 await self._kept(call, action, reply)
+            case View():
+                await self._view(call, action, reply)
             case Own():
                 await self._own(call, action, reply)
 
     async def _generate(self, call: Call, action: Generate, reply: Reply) -> None:
         data = await self._text(call)
-        turn = await self._turn(call, action, _object(data), reply)
-        request = turn.request
+        body = _object(data)
+        if action.route.instead is not None:
+            shown = action.route.instead(self._visit(call, body))
+            if shown is not None:
+                await _show(shown, reply)
+                return
+        turn = await self._turn(call, action, body, reply)
+        request, model = turn.request, turn.request.model
+        if (served := self._served_as(call, model)) != model:
+            request = msgspec.structs.replace(request, model=served)
         if not self._config.allow_grammar and request.extras.get("grammar"):
             raise ProblemError(_NO_GRAMMAR)
         origin = relay.Origin(
@@ -177,6 +203,7 @@ class Gateway:
             key=call.owner or call.client,
             session=_session(call, request),
             body=hash(data),
+            model=model,
         )
         call.record.session = origin.session
         await relay.generate(
@@ -207,17 +234,38 @@ class Gateway:
             return await self._responses.turn(body, action.path, call.owner, reply, unique)
         return Turn(call.dialect, call.dialect.parse_request(body, action.path), reply)
 
+    def _served_as(self, call: Call, model: str | None) -> str | None:
+        """The served model that a client means, in the words of its dialect."""
+        find = dialects.served_as(call.dialect)
+        if find is None or model is None:
+            return model
+        return find(model, self._fleet.serving())
+
     async def _count(self, call: Call, action: Count, reply: Reply) -> None:
-        body = _object(await self._text(call))
+        body, counter = _object(await self._text(call)), action.counter
         if action.dialect == responses.NAME:
-            request = await self._responses.read(body, action.path, call.owner)
+            request = await self._responses.read(body, counter.of, call.owner)
         else:
-            request = call.dialect.parse_request(body, action.path)
+            request = call.dialect.parse_request(body, counter.of)
+        request = msgspec.structs.replace(request, model=self._served_as(call, request.model))
         key = call.owner or call.client
-        await relay.count(request, key, call.record, fleet=self._fleet, reply=reply)
+        await relay.count(request, key, call.record, counter.render, fleet=self._fleet, reply=reply)
 
     async def _kept(self, call: Call, action: Kept, reply: Reply) -> None:
         await self._responses.answer(action.what, action.id, call.head.query, call.owner, reply)
+
+    async def _view(self, call: Call, action: View, reply: Reply) -> None:
+        page = action.page
+        if isinstance(page.answer, str):
+            raise ProblemError(Problem(kind="not_implemented", message=page.answer))
+        body = _object(await self._text(call)) if page.method == "POST" else {}
+        await _show(page.answer(self._visit(call, body, action.rest)), reply)
+
+    def _visit(self, call: Call, body: JsonObject, rest: str = "") -> Visit:
+        now = int(time.time())
+        cards = tuple(models.cards(self._fleet, self._since))
+        known = Known(version=__version__, models=cards, now=now)
+        return Visit(known=known, rest=rest, query=call.head.query, headers=call.texts(), body=body)
 
     async def _measure(self, call: Call, action: Measure, reply: Reply) -> None:
         body = _object(await self._text(call))
@@ -252,7 +300,7 @@ class Gateway:
         reply = call.reply
         call.record.problem, call.record.status = problem, reply.status or status
         await call.record.enter()
-        if status >= 500 or problem.kind == "limited":
+        if (status >= 500 and status != 501) or problem.kind == "limited":
             self._log(call, problem, status)
         if reply.started:
             return  # the status is sent: all that is left is to cut the answer off
@@ -264,7 +312,7 @@ class Gateway:
         if problem.retry_after is not None:
             headers["retry-after"] = str(max(1, ceil(problem.retry_after)))
             headers["retry-after-ms"] = str(ceil(problem.retry_after * 1000))
-        elif problem.kind in _WORKED:
+        elif problem.kind in _NEVER:
             headers["x-should-retry"] = "false"
         await reply.whole(status, call.dialect.render_problem(problem, status), headers)
 
@@ -351,6 +399,17 @@ class Gateway:
 
 
 _HEALTH = Own(name="health")
+
+
+def _is_public(action: Action | None) -> bool:
+    """Whether it is answered without a key."""
+    return action.page.public if isinstance(action, View) else action == _HEALTH
+
+
+async def _show(shown: Shown, reply: Reply) -> None:
+    await reply.whole(shown.status, shown.body, shown.headers, shown.content_type)
+
+
 _NO_GRAMMAR = Problem(
     kind="unsupported",
     message="A grammar is not passed on here: ask for a JSON Schema, in 'response_format'.",
@@ -368,7 +427,7 @@ def _session(call: Call, request: Request) -> str:
 def _allowed(methods: Methods) -> list[str]:
     """Every method that a path answers, those that need no row of their own included."""
     rows = [m for method in methods for m in ((method, "HEAD") if method == "GET" else (method,))]
-    return [*rows, "OPTIONS"]
+    return [*dict.fromkeys(rows), "OPTIONS"]
 
 
 def _media(body: bytes) -> int:

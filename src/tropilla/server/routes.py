@@ -6,18 +6,28 @@ character of the name, never a new path.
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from typing import Literal, TypeAlias
 from urllib.parse import unquote
 
+import msgspec
+
 from tropilla import dialects, measures
+from tropilla.dialects import Route
+from tropilla.dialects._beside import Counter, Page
 from tropilla.ir import Value
 
 
 class Generate(Value, frozen=True, kw_only=True):
-    """Text is wanted, in a dialect; `path` is the one that the dialect named."""
+    """Text is wanted, in a dialect, on a path that it named."""
 
     dialect: str
-    path: str
+    route: Route
+
+    @property
+    def path(self) -> str:
+        """The path, as the dialect named it."""
+        return self.route.path
 
 
 class Measure(Value, frozen=True, kw_only=True):
@@ -45,7 +55,15 @@ class Count(Value, frozen=True, kw_only=True):
     """The tokens of a prompt are wanted, of a request in a dialect."""
 
     dialect: str
-    path: str
+    counter: Counter
+
+
+class View(Value, frozen=True, kw_only=True):
+    """A page of a dialect is wanted; `rest` is what stands for the part of its path in braces."""
+
+    dialect: str
+    page: Page
+    rest: str = ""
 
 
 class Kept(Value, frozen=True, kw_only=True):
@@ -63,7 +81,7 @@ class Own(Value, frozen=True, kw_only=True):
     argument: str = ""
 
 
-Action: TypeAlias = Generate | Measure | Forward | Count | Kept | Own
+Action: TypeAlias = Generate | Measure | Forward | Count | Kept | View | Own
 Methods: TypeAlias = dict[str, Action]
 
 # The read and inference routes of a llama-server that Tropilla has no dialect for (yet).
@@ -102,7 +120,6 @@ _ADMIN = (
 _SLOT = "/slots/"
 _MODELS = ("/v1/models/", "/models/")
 _RESPONSES = ("/v1/responses/", "/responses/")
-_COUNTED = (("openai_chat", "/chat/completions"), ("openai_responses", "/responses"))
 
 
 def table() -> dict[str, Methods]:
@@ -128,16 +145,34 @@ def table() -> dict[str, Methods]:
     add("POST", "/api/route", Own(name="route"))
     for name in dialects.names():
         for route in dialects.named(name).ROUTES:
-            action = Generate(dialect=name, path=route.path)
             for prefix in ("", "/v1") if route.v1 else ("",):
-                add("POST", prefix + route.path, action)
-    for name, path in _COUNTED:
-        for prefix in ("", "/v1"):
-            add("POST", f"{prefix}{path}/input_tokens", Count(dialect=name, path=path))
+                add("POST", prefix + route.path, Generate(dialect=name, route=route))
+        for counter in dialects.counters(name):
+            for prefix in ("", "/v1") if counter.v1 else ("",):
+                add("POST", prefix + counter.path, Count(dialect=name, counter=counter))
     for name in measures.names():
         for place in measures.named(name).PLACES:
             add("POST", place.path, Measure(name=name, path=place.path, dialect=place.dialect))
+    for path, methods in _pages(None).items():
+        if not path.endswith("}"):
+            routes.setdefault(path, {}).update(methods)
     return routes
+
+
+def marked() -> dict[str, dict[str, Methods]]:
+    """By a header, what a request that has it means on some paths, and no other request."""
+    headers = {page.header for name in dialects.names() for page in dialects.pages(name)}
+    return {header: _pages(header) for header in headers if header is not None}
+
+
+def _pages(header: str | None) -> dict[str, Methods]:
+    """The pages of all dialects that are told by this header, or by none."""
+    found: dict[str, Methods] = {}
+    for name in dialects.names():
+        for page in dialects.pages(name):
+            if page.header == header:
+                found.setdefault(page.path, {})[page.method] = View(dialect=name, page=page)
+    return found
 
 
 def patterns() -> dict[str, Methods]:
@@ -150,6 +185,7 @@ def patterns() -> dict[str, Methods]:
             for rest, methods in _kept("").items()
         },
         f"{_SLOT}{{slot}}": {"POST": Forward(path=f"{_SLOT}{{slot}}", admin=True)},
+        **{path: methods for path, methods in _pages(None).items() if path.endswith("}")},
     }
 
 
@@ -167,13 +203,21 @@ class Router:
 
     def __init__(self) -> None:
         self._table = table()
+        self._pages = _pages(None)
+        self._marked = {header.encode(): pages for header, pages in marked().items()}
 
-    def find(self, raw_path: str) -> Methods | None:
-        """The methods of a path; `None` where there is nothing."""
+    def find(self, raw_path: str, headers: Container[bytes] = ()) -> Methods | None:
+        """The methods of a path, for a request with these headers; `None` if there is nothing."""
         path = raw_path if len(raw_path) == 1 else raw_path.rstrip("/")
         methods = self._table.get(path)
-        if methods is not None:
-            return methods
+        if methods is None:
+            methods = self._patterned(path)
+        for header, pages in self._marked.items():
+            if header in headers and (own := _page(pages, path)) is not None:
+                methods = own if methods is None else methods | own
+        return methods
+
+    def _patterned(self, path: str) -> Methods | None:
         for prefix in _MODELS:
             if path.startswith(prefix):
                 return {"GET": Own(name="model", argument=unquote(path.removeprefix(prefix)))}
@@ -183,4 +227,20 @@ class Router:
                 return _kept(unquote(id_)).get(slash + rest)
         if path.startswith(_SLOT) and path.removeprefix(_SLOT).isdecimal():
             return {"POST": Forward(path=path, admin=True)}
-        return None
+        return _page(self._pages, path)
+
+
+def _page(pages: Mapping[str, Methods], path: str) -> Methods | None:
+    """The pages of a path, those first that have it as it is."""
+    if path in pages:
+        return pages[path]
+    for pattern, methods in pages.items():
+        prefix, brace, _ = pattern.partition("{")
+        if brace and path.startswith(prefix) and path != prefix:
+            rest = unquote(path.removeprefix(prefix))
+            return {
+                method: msgspec.structs.replace(action, rest=rest)
+                for method, action in methods.items()
+                if isinstance(action, View)
+            }
+    return None

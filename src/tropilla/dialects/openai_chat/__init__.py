@@ -11,6 +11,7 @@ says it to a client.
 
 from tropilla.dialects import Route
 from tropilla.dialects._bases import AFS_BASES
+from tropilla.dialects._beside import Counter, Shape
 from tropilla.dialects._openai import CONTENT_TYPE, PING, parse_problem, render_problem
 from tropilla.dialects.openai_chat.names import NAME
 from tropilla.dialects.openai_chat.parse import parse_answer, stream_parser
@@ -19,6 +20,7 @@ from tropilla.dialects.openai_chat.request import parse_request, render_request
 
 __all__ = [
     "CONTENT_TYPE",
+    "COUNTERS",
     "NAME",
     "PING",
     "ROUTES",
@@ -35,4 +37,11 @@ __all__ = [
 ROUTES = (
     Route(path="/chat/completions"),
     *(Route(path=f"{base}/models/chat/completions", v1=False) for base in AFS_BASES),
+)
+COUNTERS = (
+    Counter(
+        path="/chat/completions/input_tokens",
+        of="/chat/completions",
+        shape=Shape("Count the tokens of a conversation", "ChatRequest", "Counted"),
+    ),
 )

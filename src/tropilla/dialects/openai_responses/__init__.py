@@ -9,6 +9,7 @@ reads what an upstream answers, `render` says it to a client, and `problems` wha
 """
 
 from tropilla.dialects import Route
+from tropilla.dialects._beside import Counter, Shape
 from tropilla.dialects._openai import CONTENT_TYPE, PING, parse_problem
 from tropilla.dialects.openai_responses.names import NAME
 from tropilla.dialects.openai_responses.parse import parse_answer, stream_parser
@@ -18,6 +19,7 @@ from tropilla.dialects.openai_responses.request import parse_request, render_req
 
 __all__ = [
     "CONTENT_TYPE",
+    "COUNTERS",
     "NAME",
     "PING",
     "ROUTES",
@@ -32,3 +34,10 @@ __all__ = [
 ]
 
 ROUTES = (Route(path="/responses"),)
+COUNTERS = (
+    Counter(
+        path="/responses/input_tokens",
+        of="/responses",
+        shape=Shape("Count the tokens of what would be responded to", "ResponseRequest", "Counted"),
+    ),
+)

@@ -10,8 +10,9 @@ from functools import cache
 
 import msgspec
 
-from tropilla import __version__
-from tropilla.ir import JsonObject, Value
+from tropilla import __version__, dialects
+from tropilla.dialects._beside import Shape
+from tropilla.ir import JsonObject
 from tropilla.server.openapi.schemas import SCHEMAS, event, ref
 from tropilla.server.routes import (
     Action,
@@ -21,11 +22,15 @@ from tropilla.server.routes import (
     Kept,
     Measure,
     Own,
+    View,
+    marked,
     patterns,
     table,
 )
 
 _STREAM = "text/event-stream"
+_OURS = "openai_chat"
+"""The dialect of what is no dialect's."""
 _REFUSALS = {
     "400": "What was sent is wrong, or cannot be had; `param` names the field.",
     "401": "There is no valid key.",
@@ -36,22 +41,13 @@ _REFUSALS = {
     "415": "The body is compressed.",
     "429": "Too much at once: `retry-after` says when to come again.",
     "500": "A defect of Tropilla's own.",
+    "501": "That is not done here.",
     "502": "An upstream failed.",
     "503": "No upstream can be reached, or the model is loading.",
     "504": "An upstream took too long.",
 }
-_ERRORS = {"openai": "Error", "llamacpp": "NativeError", "afs": "AfsError"}
-_TAGS = {"openai": "OpenAI", "llamacpp": "llama.cpp", "afs": "AFS"}
-
-
-class Shape(Value, frozen=True):
-    """What an operation takes and answers, by the names of the schemas."""
-
-    summary: str
-    asks: str | None = None
-    answers: str | None = None
-    streams: str | None = None
-    refuses: tuple[str, ...] = tuple(_REFUSALS)
+_ERRORS = {"llamacpp": "NativeError", "afs": "AfsError"}
+_TAGS = {"llamacpp": "llama.cpp", "afs": "AFS"}
 
 
 _GENERATE = {
@@ -63,7 +59,7 @@ _GENERATE = {
     "llamacpp": Shape("Continue a text, llama.cpp's way", "NativeRequest", "Native", "NativeChunk"),
     "afs": Shape("Continue a text, the way of AFS", "AfsInputs", "AfsAnswer", "AfsAnswer"),
 }
-"""Of the dialects that are asked for text."""
+"""Of the dialects that are asked for text, but those that tell it themselves."""
 _SPECIAL = {
     "/infill": Shape("Fill a hole in a text", "InfillRequest", "Native", "NativeChunk"),
     "/models/conversation": Shape(
@@ -78,12 +74,6 @@ _MEASURE = {
 _AFS_EMBEDDINGS = Shape(
     "Make vectors of texts, the way of AFS", "AfsEmbeddingRequest", "AfsEmbeddings"
 )
-_COUNT = {
-    "openai_chat": Shape("Count the tokens of a conversation", "ChatRequest", "Counted"),
-    "openai_responses": Shape(
-        "Count the tokens of what would be responded to", "ResponseRequest", "Counted"
-    ),
-}
 _OF_KEPT = ("400", "401", "404", "500")
 _KEPT = {
     "get": Shape("A response that is kept", None, "Response", "ResponseEvent", _OF_KEPT),
@@ -115,18 +105,21 @@ def document() -> bytes:
 
 def describe() -> JsonObject:
     """The document."""
+    own: JsonObject = {}
+    for name in dialects.names():
+        own |= dialects.schemas(name)
     paths: JsonObject = {}
     for path, methods in {**table(), **patterns()}.items():
         rows: JsonObject = {
             method.lower(): operation(action, method, path) for method, action in methods.items()
         }
-        names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-        if names:
-            rows["parameters"] = [
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-                for name in names
-            ]
-        paths[path] = rows
+        paths[path] = _with_names(rows, path)
+    for header, pages in marked().items():
+        for path, methods in pages.items():
+            rows = paths.setdefault(path, _with_names({}, path))
+            for method, action in methods.items():
+                also = operation(action, method, path)
+                rows[method.lower()] = _either(rows.get(method.lower()), also, header)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -138,13 +131,13 @@ def describe() -> JsonObject:
         "security": [{}, {"key": []}],
         "paths": paths,
         "components": {
-            "schemas": SCHEMAS,
+            "schemas": SCHEMAS | own,
             "responses": {
                 f"{name}{status}": {
                     "description": why,
                     "content": {"application/json": {"schema": ref(name)}},
                 }
-                for name in _ERRORS.values()
+                for name in sorted({_error(one) for one in dialects.names()})
                 for status, why in _REFUSALS.items()
             },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -152,43 +145,102 @@ def describe() -> JsonObject:
     }
 
 
+def _with_names(rows: JsonObject, path: str) -> JsonObject:
+    """The operations of a path, and the parts of it that have names."""
+    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    if names:
+        rows["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in names
+        ]
+    return rows
+
+
+def _either(plain: JsonObject | None, also: JsonObject, header: str) -> JsonObject:
+    """An operation that means something else, and is answered so, if it has a header."""
+    parameter = {"name": header, "in": "header", "schema": {"type": "string"}}
+    if plain is None:
+        return also | {"parameters": [parameter | {"required": True}]}
+    told = plain | also
+    told["summary"] = f"{plain['summary']}; or, with {header}: {also['summary']}"
+    told["parameters"] = [parameter]
+    told["responses"] = plain["responses"] | also["responses"]
+    for status in plain["responses"].keys() & also["responses"].keys():
+        told["responses"][status] = {
+            "description": "By the header, in one form or the other.",
+            "content": _both(plain["responses"][status], also["responses"][status]),
+        }
+    return told
+
+
+def _both(one: JsonObject, other: JsonObject) -> JsonObject:
+    """What either of two answers may hold."""
+    told, more = _content(one), _content(other)
+    for kind in told.keys() & more.keys():
+        more[kind] = {"schema": {"anyOf": [told[kind]["schema"], more[kind]["schema"]]}}
+    return told | more
+
+
+def _content(answer: JsonObject) -> JsonObject:
+    refusal = answer.get("$ref")
+    if refusal is None:
+        return dict(answer["content"])
+    return _json(ref(refusal.rpartition("/")[2][:-3]))  # without its status
+
+
 def operation(action: Action, method: str, path: str) -> JsonObject:
     """One method of a path."""
     match action:
         case Generate(dialect=name):
-            return _operation(_shape(action, path), _family(name))
+            return _operation(_shape(action, path), name)
         case Measure(name=name, dialect=dialect):
             afs = dialect == "afs"
-            return _operation(_AFS_EMBEDDINGS if afs else _MEASURE[name], _family(dialect))
+            return _operation(_AFS_EMBEDDINGS if afs else _MEASURE[name], dialect)
         case Count(dialect=name):
-            return _operation(_COUNT[name], "openai")
+            return _operation(action.counter.shape, name)
+        case View(dialect=name, page=page):
+            return _operation(page.shape, name, done=not isinstance(page.answer, str))
         case Kept(what=what):
-            return _operation(_KEPT[what], "openai")
+            return _operation(_KEPT[what], action.dialect)
         case Own(name=name):
-            return _operation(_OWN[name], "openai")
+            return _operation(_OWN[name], _OURS)
         case Forward():
             return _forwarded(action, method)
 
 
 def _shape(action: Generate, path: str) -> Shape:
     special = (shape for end, shape in _SPECIAL.items() if path.endswith(end))
-    return next(special, None) or _GENERATE[action.dialect]
+    return action.route.shape or next(special, None) or _GENERATE[action.dialect]
 
 
-def _family(dialect: str) -> str:
-    return dialect if dialect in _ERRORS else "openai"
+def _tells(dialect: str) -> bool:
+    """Whether a dialect describes itself."""
+    return bool(dialects.schemas(dialect))
 
 
-def _operation(shape: Shape, family: str) -> JsonObject:
-    told: JsonObject = {"summary": shape.summary, "tags": [_TAGS[family]]}
+def _error(dialect: str) -> str:
+    """The schema of a dialect's refusals."""
+    return f"{dialect.title()}Error" if _tells(dialect) else _ERRORS.get(dialect, "Error")
+
+
+def _tag(dialect: str) -> str:
+    return dialect.title() if _tells(dialect) else _TAGS.get(dialect, "OpenAI")
+
+
+def _operation(shape: Shape, dialect: str, *, done: bool = True) -> JsonObject:
+    error = _error(dialect)
+    told: JsonObject = {"summary": shape.summary, "tags": [_tag(dialect)]}
     if shape.asks is not None:
         told["requestBody"] = {"required": True, "content": _json(ref(shape.asks))}
     content = {} if shape.answers is None else _json(ref(shape.answers))
     if shape.streams is not None:
-        content[_STREAM] = {"schema": event(shape.streams, _ERRORS[family])}
-    told["responses"] = {"200": {"description": "What was asked for.", "content": content}}
+        kind = dialects.named(dialect).CONTENT_TYPE.partition(";")[0]
+        schema = event(shape.streams, error) if kind == _STREAM else ref(shape.streams)
+        content[kind] = {"schema": schema}
+    done_so = {"description": "What was asked for.", "content": content}
+    told["responses"] = {"200": done_so} if done else {}
     for status in shape.refuses:
-        told["responses"][status] = {"$ref": f"#/components/responses/{_ERRORS[family]}{status}"}
+        told["responses"][status] = {"$ref": f"#/components/responses/{error}{status}"}
     return told
 
 
