@@ -5,7 +5,7 @@
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
-CLIENTS := openai2 openai3
+CLIENTS := openai2 openai3 frameworks llm
 NODE_CLIENTS := v6 v7
 PEERS := smg litellm flask
 
@@ -38,9 +38,9 @@ check: .venv/.dev ## Formatting, lint, types, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-clients: .venv/.serve $(CLIENTS:%=.venvs/%/.done) ## Try the OpenAI SDKs, of Python and Node, on a real gateway
+clients: .venv/.serve $(CLIENTS:%=.venvs/%/.done) ## Try real clients, of Python and Node, on a real gateway
 	@if command -v node >/dev/null && command -v npm >/dev/null; then \
-		$(MAKE) --silent --no-print-directory $(NODE_CLIENTS:%=.venvs/node-%/.done); \
+		$(MAKE) --silent --no-print-directory $(NODE_CLIENTS:%=.venvs/node-%/.done) .venvs/node-ai_sdk/.done; \
 	fi
 	@exec $(BIN)/python tests/clients/run.py $(ARGS)
 
@@ -120,4 +120,11 @@ $(NODE_CLIENTS:%=.venvs/node-%/.done): .venvs/node-%/.done: tests/clients/openai
 	@mkdir -p .venvs/node-$*
 	@cp tests/clients/openai_node/$*/package*.json .venvs/node-$*
 	@npm ci --prefix .venvs/node-$* --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null
+	@touch $@
+
+.venvs/node-ai_sdk/.done: tests/clients/ai_sdk/package-lock.json
+	@echo "Setting up .venvs/node-ai_sdk ..."
+	@mkdir -p .venvs/node-ai_sdk
+	@cp tests/clients/ai_sdk/package*.json .venvs/node-ai_sdk
+	@npm ci --prefix .venvs/node-ai_sdk --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null
 	@touch $@

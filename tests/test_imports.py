@@ -26,6 +26,7 @@ HEAVY = {
     "xllamacpp", "yaml", "yarl",
 }  # fmt: skip
 """What has its use, but not for everybody."""
+COMMANDS = ("asking", "config", "connect", "doctor", "herd", "options", "serve")
 SERVING = {"asyncio", "httptools", "msgspec", "socket", "ssl", "uvloop"}
 
 
@@ -42,7 +43,7 @@ def test_who_only_asks_loads_nothing_that_serves(arguments: tuple[str, ...]) -> 
     assert packages(modules) & (HEAVY | SERVING) == set()
     assert {one for one in modules if one.startswith("tropilla.")} <= {
         "tropilla.cli",
-        *(f"tropilla.cli.{one}" for one in ("config", "doctor", "herd", "options", "serve")),
+        *(f"tropilla.cli.{one}" for one in COMMANDS),
     }
     assert len(modules) < 130
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from clients import stage
+from clients import connected, stage
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = stage.ROOT / ".venvs"
@@ -192,19 +192,22 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory() as folder, stage.gateway(Path(folder)) as base:
             results = [try_client(client, base) for client in chosen]
+            lost = {} if named else connected.try_connected(base)
     except RuntimeError as error:
         say(str(error))
         return 1
     for result in results:
         for reason in result.failed:
             say(f"FAIL {result.client.folder}: {reason}")
+    for name, reason in lost.items():
+        say(f"FAIL connect {name}: {reason}" if reason else f"ok connect {name}")
     rows = "\n".join(table(results))
     say(rows)
     if "--write" in sys.argv:
         before = PAGE.read_text(encoding="utf-8").partition(MADE)[0]
         PAGE.write_text(f"{before}{MADE}\n{rows}\n", encoding="utf-8")
     say(f"{sum(result.seconds for result in results):.0f} s")
-    return 1 if any(result.failed for result in results) else 0
+    return 1 if any(result.failed for result in results) or any(lost.values()) else 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 
 from tropilla import __version__
-from tropilla.cli import config, doctor, herd, serve
+from tropilla.cli import config, connect, doctor, herd, serve
 from tropilla.cli.options import SETTINGS
 
 
@@ -21,5 +21,6 @@ def main() -> None:
 main.add_command(serve.command)
 main.add_command(config.command)
 main.add_command(doctor.command)
+main.add_command(connect.command)
 main.add_command(herd.herd)
 main.add_command(herd.route)

@@ -7,40 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tropilla.cli.asking import ask, asking
 from tropilla.cli.options import SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.table import Table
 
 _SECONDS = 1.0
 _COLOURS = {"ready": "green", "loading": "yellow", "starting": "yellow", "down": "red"}
 
 
-def _asking(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options by which a running gateway is found."""
-    key = click.option(
-        "--api-key", metavar="KEY", envvar="TROPILLA_API_KEY",
-        help="A key that it takes; the variable keeps it from those who list this machine's "
-        "processes.  [env: TROPILLA_API_KEY]",
-    )  # fmt: skip
-    url = click.option(
-        "--url", metavar="URL", envvar="TROPILLA_URL", default="http://127.0.0.1:8081",
-        show_default=True, help="The gateway that runs.  [env: TROPILLA_URL]",
-    )  # fmt: skip
-    return url(key(command))
-
-
 @click.command("herd", context_settings=SETTINGS)
-@_asking
+@asking
 @click.option("--once", is_flag=True, help="Print it once, and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print it once, for programs.")
 def herd(url: str, api_key: str | None, once: bool, as_json: bool) -> None:  # noqa: FBT001
     """Watch the upstreams of a running gateway: state, slots, queue."""
     import time  # noqa: PLC0415
 
-    told = _ask(url, api_key, "/api/herd")
+    told = ask(url, api_key, "/api/herd")
     if as_json:
         import msgspec  # noqa: PLC0415
 
@@ -56,11 +41,11 @@ def herd(url: str, api_key: str | None, once: bool, as_json: bool) -> None:  # n
     with Live(_table(told), console=console, screen=True) as live:
         while True:
             time.sleep(_SECONDS)
-            live.update(_table(_ask(url, api_key, "/api/herd")))
+            live.update(_table(ask(url, api_key, "/api/herd")))
 
 
 @click.command("route", context_settings=SETTINGS)
-@_asking
+@asking
 @click.option(
     "--path", metavar="PATH", default="/v1/chat/completions", show_default=True,
     help="Where the request would be sent.",
@@ -73,7 +58,7 @@ def route(url: str, api_key: str | None, path: str, file: Path) -> None:
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    told = _ask(url, api_key, f"/api/route?path={quote(path)}", file.read_bytes())
+    told = ask(url, api_key, f"/api/route?path={quote(path)}", file.read_bytes())
     table = Table(title=f"{told['model'] or 'any model'}, {told['blocks']} blocks of prompt")
     for name in ("", "upstream", "verdict"):
         table.add_column(name)
@@ -85,44 +70,6 @@ def route(url: str, api_key: str | None, path: str, file: Path) -> None:
         style = "bold" if one["taken"] else None
         table.add_row(mark, one["name"], one["verdict"].replace("_", " "), *numbers, style=style)
     Console().print(table)
-
-
-def _ask(url: str, api_key: str | None, path: str, body: bytes | None = None) -> Any:
-    """What a running gateway answers.
-
-    Raises:
-        ClickException: it does not, or refuses.
-    """
-    from urllib.error import HTTPError  # noqa: PLC0415
-    from urllib.request import Request, urlopen  # noqa: PLC0415
-
-    import msgspec  # noqa: PLC0415
-
-    headers = {"Content-Type": "application/json"}
-    if api_key:
-        headers["Authorization"] = f"Bearer {api_key}"
-    if not url.startswith(("http://", "https://")):
-        url = f"http://{url}"
-    asked = Request(url.rstrip("/") + path, body, headers)  # noqa: S310 - checked right above
-    try:
-        with urlopen(asked, timeout=10) as answer:  # noqa: S310 - checked right above
-            return msgspec.json.decode(answer.read())
-    except HTTPError as error:
-        raise click.ClickException(f"{url} refuses: {_why(error.code, error.read())}") from None
-    except (OSError, ValueError) as error:
-        why = getattr(error, "reason", error)
-        raise click.ClickException(
-            f"No gateway answers at {url} ({why}). Does it run there? Name another with --url."
-        ) from None
-
-
-def _why(status: int, body: bytes) -> str:
-    import msgspec  # noqa: PLC0415
-
-    try:
-        return str(msgspec.json.decode(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"it answered {status}."
 
 
 def _table(told: Any) -> Table:

@@ -1,0 +1,66 @@
+"""How a command finds a gateway that runs, and asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+def asking(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options by which a running gateway is found."""
+    key = click.option(
+        "--api-key", metavar="KEY", envvar="TROPILLA_API_KEY",
+        help="A key that it takes; the variable keeps it from those who list this machine's "
+        "processes.  [env: TROPILLA_API_KEY]",
+    )  # fmt: skip
+    url = click.option(
+        "--url", metavar="URL", envvar="TROPILLA_URL", default="http://127.0.0.1:8081",
+        show_default=True, help="The gateway that runs.  [env: TROPILLA_URL]",
+    )  # fmt: skip
+    return url(key(command))
+
+
+def root_of(url: str) -> str:
+    """The address of a gateway, however it was told: with a scheme, without `/v1`."""
+    if not url.startswith(("http://", "https://")):
+        url = f"http://{url}"
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def ask(url: str, api_key: str | None, path: str, body: bytes | None = None) -> Any:
+    """What a running gateway answers.
+
+    Raises:
+        ClickException: it does not, or refuses.
+    """
+    from urllib.error import HTTPError  # noqa: PLC0415
+    from urllib.request import Request, urlopen  # noqa: PLC0415
+
+    import msgspec  # noqa: PLC0415
+
+    headers = {"Content-Type": "application/json"}
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
+    url = root_of(url)
+    asked = Request(url + path, body, headers)  # noqa: S310 - `root_of` checks it
+    try:
+        with urlopen(asked, timeout=10) as answer:  # noqa: S310 - `root_of` checks it
+            return msgspec.json.decode(answer.read())
+    except HTTPError as error:
+        raise click.ClickException(f"{url} refuses: {_why(error.code, error.read())}") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "reason", error)
+        raise click.ClickException(
+            f"No gateway answers at {url} ({why}). Does it run there? Name another with --url."
+        ) from None
+
+
+def _why(status: int, body: bytes) -> str:
+    import msgspec  # noqa: PLC0415
+
+    try:
+        return str(msgspec.json.decode(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"it answered {status}."
