@@ -54,11 +54,17 @@ async def test_where_a_request_would_go(gateway: Serve, doubles: Start, tmp_path
     body = tmp_path / "request.json"
     body.write_bytes(msgspec.json.encode(CHAT))
     told = await run("route", "--url", tropilla.url, str(body))
+    assert (told.exit_code, told.output) == (0, f"{one.url}\n")
+    told = await run("route", "--url", tropilla.url, "--explain", str(body))
     assert told.exit_code == 0, told.output
     first, second = (line for line in told.output.splitlines() if "http://" in line)
     assert "->" in first
     assert one.url in first
     assert "other model" in second
+    body.write_bytes(msgspec.json.encode(CHAT | {"model": "y"}))
+    told = await run("route", "--url", tropilla.url, str(body))
+    assert told.exit_code == 1
+    assert f"Nobody would take it now.\n  {one.url}: other model\n" in told.output
     body.write_bytes(b'{"model": "m"}')
     told = await run("route", "--url", tropilla.url, str(body))
     assert told.exit_code == 1

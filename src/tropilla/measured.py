@@ -53,9 +53,13 @@ async def measure(
     *,
     fleet: Fleet,
     reply: Reply,
+    key: str = "",
+    body: int = 0,
     matryoshka: bool = False,
 ) -> None:
     """Serve one request for numbers; `matryoshka` models allow vectors of fewer dimensions.
+
+    `key` is whose it is, and `body` a fingerprint of what was asked.
 
     Raises:
         ProblemError: nothing has been sent, and nothing can be.
@@ -78,7 +82,8 @@ async def measure(
         headers = dialects.dropped_header(dropped)
         await reply.whole(200, body, headers)
 
-    await fleet.serve(Ask(model=request.model, needs=(one.ABILITY,)), work, told=lambda: False)
+    ask = Ask(model=request.model, needs=(one.ABILITY,), key=key, body=body)
+    await fleet.serve(ask, work, told=lambda: False)
 
 
 _TOO_DEEP = Problem(kind="upstream_failed", message="The upstream's JSON is nested too deeply.")

@@ -479,6 +479,7 @@ async def forward(
     record: Record,
     *,
     slots: int,
+    key: str,
     fleet: Fleet,
     reply: Reply,
 ) -> None:
@@ -486,7 +487,7 @@ async def forward(
 
     Only a model that has another name there is said by that name. Of the headers only those of
     content go through, in both directions: keys, cookies, CORS and llama.cpp's conversation ids
-    are nobody else's.
+    are nobody else's. `key` is whose request it is.
 
     Raises:
         ProblemError: nothing has been sent yet, and nothing can be.
@@ -512,9 +513,14 @@ async def forward(
             await record.enter()
             await reply.end()
 
-    await fleet.serve(
-        Ask(model=model, needs=_NATIVE, slots=slots), work, told=lambda: reply.started
+    ask = Ask(
+        model=model,
+        needs=_NATIVE,
+        key=key,
+        slots=slots,
+        body=hash((path, body)) if body else 0,
     )
+    await fleet.serve(ask, work, told=lambda: reply.started)
 
 
 def _renamed(path: str, body: bytes, model: str) -> tuple[str, bytes]:

@@ -1,8 +1,8 @@
 """What the scenarios play on: four real engines, each in its process, and a real gateway.
 
 The engines are at addresses that stay, so that one that was killed comes back where it was. They
-have half of the cores, and leave the other half to the gateway and its clients, as engines on
-machines of their own would: what is slow then is not for want of a core.
+have half of the cores, and the gateway and its clients the other half, as if the engines were on
+machines of their own: what is slow then is not for want of a core.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ ENGINES = 4
 MODEL = "m"
 _LAUNCH = Path(__file__).with_name("launch.py")
 _START_SECONDS = 30.0
-_CORES = sorted(os.sched_getaffinity(0))[: max(1, len(os.sched_getaffinity(0)) // 2)]
+_CORES = sorted(os.sched_getaffinity(0))
+_ENGINES_CORES = _CORES[: max(1, len(_CORES) // 2)]
+_OUR_CORES = _CORES[len(_CORES) // 2 :]
 _LOADING = b'{"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}'
 
 
@@ -50,7 +52,7 @@ class Herd:
     async def start(self, number: int) -> None:
         """Start one, and return when it serves."""
         await self.engines[number].start()
-        _leave_cores(self._pid(number))
+        _keep_to(_ENGINES_CORES, self._pid(number))
 
     async def kill(self, number: int) -> float:
         """End one as the kernel would; the time when that was."""
@@ -88,11 +90,11 @@ class Herd:
         return pid
 
 
-def _leave_cores(pid: int) -> None:
-    """Keep a process, with all of its threads, to the engines' cores."""
+def _keep_to(cores: list[int], pid: int) -> None:
+    """Keep a process, with all of its threads, to some cores."""
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with suppress(ProcessLookupError):
-            os.sched_setaffinity(int(thread.name), _CORES)
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 async def _loads(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -158,6 +160,7 @@ def _of_process(pid: int) -> dict[str, int]:
 async def herd(slots: int) -> AsyncIterator[Herd]:
     """Four engines with so many slots each, until the end."""
     it = Herd(slots)
+    _keep_to(_OUR_CORES, os.getpid())  # and so the gateway, which is started from here
     try:
         await asyncio.gather(*(it.start(number) for number in range(ENGINES)))
         yield it

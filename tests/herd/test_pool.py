@@ -361,6 +361,27 @@ def test_rule_11_a_probe_brings_it_back_and_then_slowly() -> None:
     assert pool.candidate(0, 12.0).slots == 10
 
 
+def test_rule_10_two_gateways_do_not_come_back_at_once() -> None:
+    ends = set()
+    for seed in range(20):
+        pool = Pool(Rules(), seed=seed)
+        pool.on_join(0)
+        pool.on_probe(0, seen(rules=FailureRules(failures=1)), 0.0)
+        pool.on_request(1, ASK, 0.0)
+        (told,) = [one for one in pool.on_failure(1, "failed", 0.0) if isinstance(one, Quarantine)]
+        assert 0.9 <= told.seconds <= 1.1
+        ends.add(told.seconds)
+    assert len(ends) > 10
+
+
+def test_rule_11_a_slot_that_comes_with_time_is_for_who_waits() -> None:
+    pool = herd(seen(2, "down"))
+    pool.on_probe(0, seen(2), 0.0)
+    assert given_to(pool.on_request(1, ASK, 0.0)) == {1: 0}
+    pool.on_request(2, ASK, 1.0)
+    assert given_to(pool.on_request(3, ASK, 9.0)) == {2: 0}
+
+
 def test_rules_10_and_11_may_be_an_upstreams_own() -> None:
     own = FailureRules(failures=1, quarantine_seconds=5, most_quarantine_seconds=5, slow_seconds=0)
     pool = herd(seen(2, rules=own), seen(2))
@@ -508,6 +529,11 @@ def test_rule_16_what_a_sibling_has_read_is_cached() -> None:
     assert given_to(pool.on_request(2, other, 1.0)) == {2: 1}
 
 
+def alike(ask: Ask) -> tuple[object, ...]:
+    """Requests of which this is the same can be served by the same upstreams."""
+    return ask.model, ask.needs, ask.avoid, ask.slots > 0, ask.hurries
+
+
 class Herd(RuleBasedStateMachine):
     """Whatever happens, in whatever order."""
 
@@ -523,6 +549,8 @@ class Herd(RuleBasedStateMachine):
         self.holds: dict[int, int] = {}
         self.waits: dict[int, Ask] = {}
         self.order: dict[int, float] = {}
+        self.asks: dict[int, Ask] = {}
+        self.turns: dict[str, int] = {}
         self.ended: set[int] = set()
 
     def do(self, effects: list[Effect]) -> None:
@@ -531,7 +559,10 @@ class Herd(RuleBasedStateMachine):
                 case Assign(request=request, upstream=upstream):
                     assert request not in self.ended
                     assert request not in self.holds
-                    self.fits(self.waits.pop(request), upstream)
+                    ask = self.waits.pop(request)
+                    self.fits(ask, upstream)
+                    self.is_its_turn(request, ask)
+                    self.turns[ask.key] = len(self.turns) and max(self.turns.values()) + 1
                     self.holds[request] = upstream
                 case Queue(request=request):
                     assert request in self.waits
@@ -547,6 +578,21 @@ class Herd(RuleBasedStateMachine):
         assert one.state == "ready"
         assert ask.model in one.models
         assert not set(ask.needs) & one.lacks
+
+    def is_its_turn(self, request: int, ask: Ask) -> None:
+        """Of those who could as well have had what it is given, none came before it."""
+
+        def standing(key: str) -> tuple[int, int]:
+            held = sum(self.asks[one].key == key for one in self.holds)
+            return held, self.turns.get(key, -1)
+
+        for other, waits in self.waits.items():
+            if alike(waits) != alike(ask):
+                continue
+            if waits.key == ask.key or ask.hurries:
+                assert (self.order[request], request) < (self.order[other], other)
+            else:
+                assert standing(ask.key) <= standing(waits.key)
 
     def end(self, request: int) -> None:
         self.holds.pop(request, None)
@@ -593,14 +639,16 @@ class Herd(RuleBasedStateMachine):
         chain=st.lists(st.integers(0, 3), max_size=3).map(tuple),
         session=st.none() | st.integers(0, 2),
         slots=st.integers(0, 2),
+        seconds=st.sampled_from([0, 0, 0.1, 4]),
     )
-    def request(self, **fields: Any) -> int:
+    def request(self, seconds: float, **fields: Any) -> int:
+        self.now += seconds
         self.next += 1
         self.ask(self.next, Ask(**fields))
         return self.next
 
     def ask(self, request: int, ask: Ask) -> None:
-        self.waits[request] = ask
+        self.waits[request] = self.asks[request] = ask
         self.order[request] = self.now if ask.since is None else ask.since
         self.do(self.pool.on_request(request, ask, self.now))
 
@@ -649,6 +697,29 @@ class Herd(RuleBasedStateMachine):
         self.now += seconds
         self.do(self.pool.on_tick(self.now))
 
+    @rule(number=st.integers(0, 3))
+    def comes_back(self, number: int) -> None:
+        """It was down, and has one slot at first: more of them come with time alone."""
+        for state in ("down", "ready"):
+            self.probe(number, state, MODELS, slots=3, busy=0, lacks=frozenset())
+
+    @rule(number=st.integers(0, 3), taken=st.integers(0, 3))
+    def siblings(self, number: int, taken: int) -> None:
+        self.pool.on_siblings(number, taken)
+        self.do(self.pool.on_tick(self.now))
+
+    def teardown(self) -> None:
+        """Whoever is still there at the end is told so, or served, and nothing is left."""
+        self.do(self.pool.on_end())
+        assert not self.waits
+        for request in list(self.holds):
+            self.end(request)
+            self.do(self.pool.on_done(request, self.now))
+        assert not self.pool.waiting
+        assert not self.pool._held
+        assert not self.pool._running
+        assert not any(self.pool.held(number) for number in self.upstreams)
+
     @invariant()
     def leases_are_what_was_given(self) -> None:
         for number in self.upstreams:
@@ -686,8 +757,9 @@ class MoreLeases(Herd):
         for effect in effects:
             if isinstance(effect, Assign):
                 member = self.pool._members[effect.upstream]
-                slots = member.seen.slots if self.pool._held[effect.request].ask.slots else None
-                assert slots is None or member.held <= slots
+                slots = self.pool._slots(member, self.now)
+                if slots is not None and self.pool._held[effect.request].ask.slots:
+                    assert member.held + member.foreign + member.siblings <= slots
         super().do(effects)
 
 

@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 
-from conftest import CHAT, Serve, Start
-from doubles.upstream import Double, answers, breaks, chunk, native_told, refuses, streams, told
+from conftest import CHAT, Answer, Serve, Start
+from doubles.upstream import (
+    Double,
+    answers,
+    breaks,
+    chunk,
+    closes,
+    native_told,
+    refuses,
+    streams,
+    told,
+)
 from tropilla.config import Config, FailuresConfig, ModelConfig, QueueConfig, UpstreamConfig
 from tropilla.herd.pool import Ask
 from tropilla.ir import ProblemError
@@ -474,8 +484,71 @@ async def test_errors_in_a_row_take_an_upstream_out(
         assert (await tropilla.chat(stream=stream)).status == 200
     assert len(bad.requests) == 3
     assert len(good.requests) == 12
-    assert "has failed several times" in caplog.text
-    assert (await tropilla.ask("GET", "/api/herd")).json["upstreams"][0]["quarantine"] is not None
+    lines = [one.getMessage() for one in caplog.records if "again and again" in one.getMessage()]
+    assert [one.partition(": ")[2].endswith("Out of order.") for one in lines] == [True]
+    herd = (await tropilla.ask("GET", "/api/herd")).json["upstreams"]
+    assert [one["quarantine"] is not None for one in herd] == [True, False]
+    assert [one["problem"] for one in herd] == ["Out of order.", None]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (PATH, CHAT),
+        ("/v1/embeddings", {"model": "m", "input": "x"}),
+        ("/v1/messages", {"model": "m", "max_tokens": 1, "messages": CHAT["messages"]}),
+    ],
+)
+async def test_what_two_upstreams_died_of_is_given_to_no_third_one(
+    gateway: Serve, doubles: Start, path: str, body: dict[str, Any]
+) -> None:
+    herd = [await doubles() for _ in range(3)]
+    for double in herd:
+        double.on(path, closes)
+    tropilla = await gateway(*herd)
+    assert (await tropilla.ask("POST", path, body)).status == 503
+    asked = [len(one.requests) for one in herd]
+    assert [number > 0 for number in asked].count(True) == 2
+    answer = await tropilla.ask("POST", path, body)
+    assert answer.status == 400
+    assert "Two servers have ended" in answer.error["message"]
+    assert [len(one.requests) for one in herd] == asked
+    other = body | {"model": "m", "user": "another"}
+    assert (await tropilla.ask("POST", path, other)).status == 503
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"model": "m", "input": "x"}),
+        ("/v1/messages", {"model": "m", "max_tokens": 1, "messages": CHAT["messages"]}),
+    ],
+)
+async def test_whatever_is_asked_keys_take_turns(
+    gateway: Serve, doubles: Start, path: str, body: dict[str, Any]
+) -> None:
+    double = await doubles(slots=1)
+    tropilla = await gateway(double, api_keys=("one", "two"))
+
+    async def asks(key: str, number: int) -> asyncio.Task[Answer]:
+        told, before = body | {"user": key}, tropilla.fleet.pool.waiting
+        shown = {"authorization": f"Bearer {key}"}
+        asked = asyncio.create_task(tropilla.ask("POST", path, told, shown))
+        if number:
+            await tropilla.has(lambda: tropilla.fleet.pool.waiting == before + 1)
+        return asked
+
+    asked = [await asks("one", 0)]
+    exchange = await double.arrives()
+    asked += [await asks("one", 1), await asks("one", 2), await asks("two", 3)]
+    turns = []
+    for _ in range(3):
+        await exchange.whole(400, b'{"error":{"message":"x"}}')
+        exchange = await double.arrives()
+        turns.append(exchange.json["user"])
+    await exchange.whole(400, b'{"error":{"message":"x"}}')
+    assert turns == ["two", "one", "one"]
+    assert [(await one).status for one in asked] == [400] * 4
 
 
 async def test_a_model_that_does_not_do_what_it_has_to_is_no_fault_of_its_server(

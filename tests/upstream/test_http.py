@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from conftest import Start
-from doubles.upstream import DEADLINE, Double, Exchange, answers, resets, streams
+from doubles.upstream import DEADLINE, Double, Exchange, answers, closes, resets, streams
 from tropilla.config import TimeoutsConfig
 from tropilla.ir import ProblemError
 from tropilla.upstream import incoming as arriving
@@ -204,7 +204,21 @@ async def test_a_dead_connection_of_a_dead_server_is_a_failure(double: Double, l
     double.on("/x", answers(200, b"one"), dies)
     assert await link.ask("POST", "/x", {}) == (200, b"one")
     async with asyncio.timeout(DEADLINE):
-        assert "cannot be reached" in (await failure(link)).message
+        problem = await failure(link)
+    assert "cannot be reached" in problem.message
+    assert problem.died, "it may have died of this very request"
+
+
+async def test_a_used_connection_that_is_lost_later_was_not_dead_before(
+    double: Double, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double.on("/x", answers(200, b"one"), closes, answers(200, b"two"))
+    assert await link.ask("POST", "/x", {}) == (200, b"one")
+    monkeypatch.setattr(arriving, "STALE_SECONDS", -1)
+    problem = await failure(link)
+    assert "closed the connection before it answered" in problem.message
+    assert problem.died
+    assert [exchange.number for exchange in double.requests] == [0, 1]
 
 
 async def test_a_new_connection_that_dies_is_a_failure(double: Double, link: Link) -> None:

@@ -50,15 +50,32 @@ def herd(url: str, api_key: str | None, once: bool, as_json: bool) -> None:  # n
     "--path", metavar="PATH", default="/v1/chat/completions", show_default=True,
     help="Where the request would be sent.",
 )  # fmt: skip
+@click.option(
+    "--explain", is_flag=True,
+    help="Print what the filters say of each upstream, and its score.",
+)  # fmt: skip
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-def route(url: str, api_key: str | None, path: str, file: Path) -> None:
-    """Explain where a request would go: the JSON of its body is in FILE. Nothing is asked."""
+def route(url: str, api_key: str | None, path: str, explain: bool, file: Path) -> None:  # noqa: FBT001
+    """Tell who would take a request now: the JSON of its body is in FILE. Nobody is asked it."""
     from urllib.parse import quote  # noqa: PLC0415
 
-    from rich.console import Console  # noqa: PLC0415
+    told = ask(url, api_key, f"/api/route?path={quote(path)}", file.read_bytes())
+    if explain:
+        from rich.console import Console  # noqa: PLC0415
+
+        Console().print(_reasons(told))
+        return
+    for one in told["upstreams"]:
+        if one["taken"]:
+            click.echo(one["name"])
+            return
+    why = [f"{one['name']}: {_verdict(one)}" for one in told["upstreams"]]
+    raise click.ClickException("\n  ".join(["Nobody would take it now.", *why]))
+
+
+def _reasons(told: Any) -> Table:
     from rich.table import Table  # noqa: PLC0415
 
-    told = ask(url, api_key, f"/api/route?path={quote(path)}", file.read_bytes())
     table = Table(title=f"{told['model'] or 'any model'}, {told['blocks']} blocks of prompt")
     for name in ("", "upstream", "verdict"):
         table.add_column(name)
@@ -68,8 +85,12 @@ def route(url: str, api_key: str | None, path: str, file: Path) -> None:
         mark = "->" if one["taken"] else ""
         numbers = [f"{one[name]:.3f}" for name in ("cached", "load", "score")]
         style = "bold" if one["taken"] else None
-        table.add_row(mark, one["name"], one["verdict"].replace("_", " "), *numbers, style=style)
-    Console().print(table)
+        table.add_row(mark, one["name"], _verdict(one), *numbers, style=style)
+    return table
+
+
+def _verdict(one: Any) -> str:
+    return str(one["verdict"]).replace("_", " ")
 
 
 def _table(told: Any) -> Table:

@@ -9,7 +9,7 @@ Whoever drives it does every effect, in order, before the next event.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from math import ceil
 from types import MappingProxyType
@@ -29,6 +29,7 @@ from tropilla.herd.balance import (
     pick,
     score,
 )
+from tropilla.herd.retries import Budget, Poison
 from tropilla.ir import Value
 
 # What happens to a request.
@@ -211,10 +212,14 @@ class _Held(msgspec.Struct, frozen=True):
 
 
 class Pool:
-    """All upstreams, all leases, all who wait."""
+    """All upstreams, all leases, all who wait.
 
-    def __init__(self, rules: Rules | None = None) -> None:
+    `seed` makes its quarantines end at other moments than those of another pool.
+    """
+
+    def __init__(self, rules: Rules | None = None, seed: int = 0) -> None:
         self.rules = rules or Rules()
+        self._seed = seed
         self.affinity = Affinity()
         self._members: dict[int, _Member] = {}
         self._held: dict[int, _Held] = {}
@@ -223,8 +228,8 @@ class Pool:
         self._turns: dict[str, int] = {}
         self._turn = 0
         self._order = 0
-        self._budget = _Budget()
-        self._poison = _Poison()
+        self._budget = Budget()
+        self._poison = Poison()
         self._ending = False
 
     # Upstreams.
@@ -285,9 +290,16 @@ class Pool:
         """Somebody asks; or asks again, which `avoid` shows."""
         if self._ending:
             return [Reject(request=request, why="ending")]
-        if self._poison.has(ask.body, now, self.rules):
+        rules = self.rules
+        if self._poison.has(ask.body, now, rules.poison_deaths, rules.poison_seconds):
             return [Reject(request=request, why="poison")]  # rule 13
         self._budget.note(now, retry=bool(ask.avoid))
+        # A slot that has come with time alone is for those who wait already (rule 11).
+        comes = any(member.back_at is not None for member in self._members.values())
+        effects = self._settle(now) if comes else []
+        return [*effects, *self._ask(request, ask, now)]
+
+    def _ask(self, request: int, ask: Ask, now: float) -> list[Effect]:
         choice = self._pick(ask, now)
         if choice.index is not None:
             return [self._assign(request, ask, choice.index, now, now)]
@@ -300,7 +312,7 @@ class Pool:
 
     def may_retry(self, now: float) -> bool:
         """Whether a request that has failed may be tried on another upstream (rule 12)."""
-        return self._budget.allows(now, self.rules)
+        return self._budget.allows(now, self.rules.retries_per_second, self.rules.retry_share)
 
     def on_cancel(self, request: int, now: float) -> list[Effect]:
         """The client has left, wherever its request was."""
@@ -360,7 +372,7 @@ class Pool:
         """Rule 10: each time twice as long, and never at the same moment as the others."""
         rules = member.seen.rules
         seconds = rules.quarantine_seconds * 2.0**member.quarantines
-        jitter = 1 + (hash((upstream, member.quarantines)) % 201 - 100) / 1000
+        jitter = 1 + (hash((self._seed, upstream, member.quarantines)) % 201 - 100) / 1000
         seconds = min(seconds, rules.most_quarantine_seconds) * jitter
         member.failures = 0
         member.quarantines = min(member.quarantines + 1, 16)
@@ -626,66 +638,3 @@ _MOST_TURNS = 4096
 
 
 _QUEUE = Pick(otherwise="queue")
-
-
-class _Budget:
-    """How many requests there were in the last ten seconds, and how many were retries."""
-
-    _SECONDS = 10
-
-    def __init__(self) -> None:
-        self._counts: deque[list[int]] = deque()
-
-    def note(self, now: float, *, retry: bool) -> None:
-        """One more."""
-        self._forget(now)
-        second = int(now)
-        if not self._counts or self._counts[-1][0] != second:
-            self._counts.append([second, 0, 0])
-        self._counts[-1][1] += 1
-        self._counts[-1][2] += retry
-
-    def allows(self, now: float, rules: Rules) -> bool:
-        """Whether there may be one more retry."""
-        self._forget(now)
-        requests = sum(one[1] for one in self._counts)
-        retries = sum(one[2] for one in self._counts)
-        least = rules.retries_per_second * self._SECONDS
-        return retries < max(least, requests * rules.retry_share)
-
-    def _forget(self, now: float) -> None:
-        while self._counts and self._counts[0][0] <= now - self._SECONDS:
-            self._counts.popleft()
-
-
-class _Poison:
-    """Requests that upstreams have died of, by their fingerprints."""
-
-    _MOST = 1024
-
-    def __init__(self) -> None:
-        self._deaths: OrderedDict[int, tuple[float, set[tuple[int, int]]]] = OrderedDict()
-
-    def note(self, body: int, death: tuple[int, int], now: float) -> None:
-        """One upstream has died while it served this; one death counts once."""
-        if not body:
-            return
-        _, deaths = self._deaths.pop(body, (now, set()))
-        self._deaths[body] = (now, deaths | {death})
-        if len(self._deaths) > self._MOST:
-            self._deaths.popitem(last=False)
-
-    def forgive(self, body: int) -> None:
-        """It was served: it was not the reason."""
-        self._deaths.pop(body, None)
-
-    def has(self, body: int, now: float, rules: Rules) -> bool:
-        """Whether it is refused."""
-        told = self._deaths.get(body)
-        if told is None:
-            return False
-        last, deaths = told
-        if now - last >= rules.poison_seconds:
-            del self._deaths[body]
-            return False
-        return len(deaths) >= rules.poison_deaths

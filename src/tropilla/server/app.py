@@ -268,10 +268,18 @@ class Gateway:
         return Visit(known=known, rest=rest, query=call.head.query, headers=call.texts(), body=body)
 
     async def _measure(self, call: Call, action: Measure, reply: Reply) -> None:
-        body = _object(await self._text(call))
+        data = await self._text(call)
         measure = measures.named(action.name)
-        request = measure.parse_request(body, action.path)
-        await measured.measure(measure, request, call.record, fleet=self._fleet, reply=reply)
+        request = measure.parse_request(_object(data), action.path)
+        await measured.measure(
+            measure,
+            request,
+            call.record,
+            fleet=self._fleet,
+            reply=reply,
+            key=call.owner or call.client,
+            body=hash(data),
+        )
 
     async def _forward(self, call: Call, action: Forward, reply: Reply) -> None:
         if action.admin and not self._config.allow_admin:
@@ -291,6 +299,7 @@ class Gateway:
             _model_of(body, call.head.query) if not action.admin else None,
             call.record,
             slots=action.slots,
+            key=call.owner or call.client,
             fleet=self._fleet,
             reply=reply,
         )

@@ -21,12 +21,13 @@ def told(fleet: Fleet) -> JsonObject:
 
 
 def _upstream(fleet: Fleet, one: Upstream) -> JsonObject:
-    seen = fleet.candidate(one)
+    seen, quarantine = fleet.candidate(one), fleet.quarantine(one)
+    problem = one.problem if one.problem is not None or quarantine is None else one.failure
     return {
         "name": one.name,
         "kind": kind_of(one.traits) if one.state == "ready" else None,
         "state": one.state,
-        "problem": None if one.problem is None else one.problem.message,
+        "problem": None if problem is None else problem.message,
         "models": list(one.offers),
         "context_length": one.traits.n_ctx,
         "slots": seen.slots,
@@ -35,7 +36,7 @@ def _upstream(fleet: Fleet, one: Upstream) -> JsonObject:
         "served": seen.served,
         "weights": {name: offer.weight for name, offer in one.offers.items()},
         "draining": seen.draining,
-        "quarantine": fleet.quarantine(one),
+        "quarantine": quarantine,
     }
 
 

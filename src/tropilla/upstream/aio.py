@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Mapping
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -150,6 +151,7 @@ class Client:
             ProblemError: there is none.
         """
         timeout = self._timeout if seconds is None else aiohttp.ClientTimeout(total=seconds)
+        began, lost = monotonic(), False
         while True:
             try:
                 # aiohttp bounds the silence within a head, and not how long that drips.
@@ -168,8 +170,11 @@ class Client:
                 # A connection of the pool may have died unnoticed. The next one may have too; in
                 # the end there is a new one.
                 closed = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
-                if not closed or asyncio.current_task() not in self._given_used:
-                    raise ProblemError(self._why(error)) from error
+                stale = monotonic() - began <= incoming.STALE_SECONDS
+                if not closed or not stale or asyncio.current_task() not in self._given_used:
+                    problem = incoming.after_a_loss(self._why(error), lost=lost)
+                    raise ProblemError(problem) from error
+                lost = True
             else:
                 if response.status < 200:
                     response.close()

@@ -8,6 +8,7 @@ name the model is known there.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
@@ -90,7 +91,8 @@ class Fleet:
         self._asked: dict[int, Asked] = {}
         self._next = 0
         self._addresses: Known = {}
-        self.pool = Pool(_rules(config))
+        # Two gateways in front of the same servers do not come back to them at the same moment.
+        self.pool = Pool(_rules(config), seed=random.getrandbits(32))
         self.upstreams: list[Upstream] = []
         self.looks = 0
         """How often it was looked who is silent."""
@@ -488,17 +490,22 @@ class Fleet:
                 case Probe(upstream=number):
                     self._numbered[number].recheck.set()
                 case Quarantine(upstream=number, seconds=seconds):
-                    log.warning(
-                        "upstream.quarantined",
-                        "{upstream} has failed several times: it gets nothing for {seconds} s.",
-                        upstream=self._numbered[number].name,
-                        seconds=round(seconds, 1),
+                    upstream = self._numbered[number]
+                    failure = "" if upstream.failure is None else upstream.failure.message
+                    text = (
+                        "{upstream} has failed again and again, and gets nothing for {seconds} s: "
                     )
+                    log.warning(
+                        "upstream.quarantined", text + "{why}",
+                        upstream=upstream.name, seconds=round(seconds, 1), why=failure,
+                    )  # fmt: skip
 
     def _failed_at(self, lease: Lease, problem: Problem) -> None:
         """Take note of a failure: one that is gone, or loading, is so until a probe says more."""
         upstream, blame = lease.upstream, blame_of(problem)
         lease.blame = blame
+        if blame is not None:
+            upstream.failure = problem
         if blame in {"gone", "died", "loading"} and upstream.state == "ready":
             upstream.state = "loading" if blame == "loading" else "starting"
             upstream.problem = problem

@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 
+import msgspec
+
 from tropilla.ir import Problem, ProblemError
 
 MAX_WHOLE = 64 * 1024 * 1024
@@ -22,6 +24,9 @@ END_SECONDS = 0.05
 # llama-server closes an idle connection after 5 s, and any after 100 requests.
 KEEP_SECONDS = 3.0
 """How long a connection is kept that nobody uses."""
+
+STALE_SECONDS = 1.0
+"""How soon a used connection shows that it was dead already; what is lost later was at work."""
 
 MAX_HEAD = 64 * 1024
 """Bytes of the head of an answer."""
@@ -119,6 +124,14 @@ def no_tls(url: str, error: Exception) -> Problem:
 def closed(url: str) -> Problem:
     """It took the request, and went away."""
     return _unavailable(f"The upstream {url} closed the connection before it answered.", died=True)
+
+
+def after_a_loss(problem: Problem, *, lost: bool) -> Problem:
+    """Why there is no new connection, where a used one was `lost` with the request on it.
+
+    It was there a moment ago, and may have died of this very request.
+    """
+    return msgspec.structs.replace(problem, died=True) if lost else problem
 
 
 def not_http(url: str, error: Exception | str) -> Problem:

@@ -3,7 +3,8 @@
 A connection carries one exchange at a time, and each exchange has a parser (llhttp) of its own:
 no byte of one can get into another. Nobody asked for what comes on an idle connection, so that
 closes it; one that has lain for long, or that the server has closed, is not used. Where a used
-connection ends before a byte of the answer has come, the request is put once more, on a new one.
+connection ends at once, before a byte of the answer has come, the request is put once more, on a
+new one.
 
 A piece of the body is handed over as it came. It costs no task and no timer; a future only where
 the reader was there first. Nothing is read from the socket while too much waits for its reader.
@@ -434,10 +435,14 @@ class Client:
         silence, until = self._timeouts.idle, math.inf
         if seconds is not None:
             silence, until = math.inf, loop.time() + seconds
-        connection = self._take(loop.time())
+        connection, began = self._take(loop.time()), loop.time()
+        lost = False
         while True:
             if connection is None:
-                connection = await self._connect(loop, until)
+                try:
+                    connection = await self._connect(loop, until)
+                except ProblemError as error:
+                    raise ProblemError(incoming.after_a_loss(error.problem, lost=lost)) from None
             answer = _Answer(
                 connection, self._url, bodiless=method == "HEAD", silence=silence, until=until
             )
@@ -447,9 +452,10 @@ class Client:
                 await answer.head()
             except ProblemError:
                 answer.leave()
-                if not used or answer.answered or not answer.lost:
+                at_once = loop.time() - began <= incoming.STALE_SECONDS
+                if not (used and at_once) or answer.answered or not answer.lost:
                     raise
-                connection = None  # it was dead already
+                connection, lost = None, True  # it was dead already
             except BaseException:
                 answer.leave()
                 raise

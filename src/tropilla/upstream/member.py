@@ -85,6 +85,8 @@ class Upstream:
         self.traits = Traits()
         self.state: State = "starting"
         self.problem: Problem | None = None
+        self.failure: Problem | None = None
+        """The last one that a request had with it."""
         self.leases = 0
         self.left = asyncio.Event()
         """Set once the last of them is over."""
