@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 import sys
@@ -19,6 +20,7 @@ import pytest
 from doubles.upstream import DEADLINE, Double
 from openapi_schema import check_answer
 from tropilla.config import TINY_MODEL, Config, UpstreamConfig
+from tropilla.server.accounts import Accounts
 from tropilla.server.app import Gateway
 from tropilla.server.http import Listener
 from tropilla.upstream.engine import Engine, EngineOptions
@@ -26,6 +28,14 @@ from tropilla.upstream.fleet import Fleet
 
 if TYPE_CHECKING:
     from tropilla.upstream.siblings import Siblings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where gateways keep what lasts, while tests run: nowhere of the user's own."""
+    path = tmp_path_factory.mktemp("state")
+    os.environ["XDG_STATE_HOME"] = str(path)
+    return path / "tropilla"
 
 
 @pytest.fixture(scope="session")
@@ -245,7 +255,8 @@ async def served(config: Config, siblings: Siblings | None = None) -> AsyncItera
     """The real thing: clients' connections, the gateway, its fleet."""
     sock = socket.create_server(("127.0.0.1", 0), backlog=128)
     fleet = Fleet(config, siblings=siblings)
-    gateway = Gateway(config, fleet)
+    kept = config.accounts.store != "auto"
+    gateway = Gateway(config, fleet, await Accounts.open(config) if kept else None)
     listener = Listener(gateway)
     await fleet.start()
     await listener.open(sock)
@@ -262,7 +273,7 @@ async def served(config: Config, siblings: Siblings | None = None) -> AsyncItera
         assert all(task.done() for task in tasks)
         sock.close()
         await fleet.stop()
-        gateway.close()
+        await gateway.close()
 
 
 @pytest.fixture

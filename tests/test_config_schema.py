@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tropilla.config import (
+    AccountsConfig,
     Config,
     EngineConfig,
     FailuresConfig,
@@ -205,6 +206,7 @@ INNER: dict[str, type[msgspec.Struct]] = {
     "timeouts": TimeoutsConfig,
     "failures": FailuresConfig,
     "price": PriceConfig,
+    "accounts": AccountsConfig,
 }
 
 
@@ -216,7 +218,7 @@ def test_the_page_has_a_row_for_every_setting_with_its_default() -> None:
                 assert f"| `{setting.name}`" in rows
     for name, inner in INNER.items():
         for setting in settings(inner).values():
-            default = msgspec.json.encode(setting.default).decode().removesuffix(".0")
+            default = msgspec.json.encode(setting.default).decode().strip('"').removesuffix(".0")
             row = rows[f"| `{name}.{setting.name}`"]
             assert setting.default is None or f"`{default}`" in row[2]
     for name in ("listen", "max_body"):

@@ -66,7 +66,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Failing]:
 
 @pytest.fixture
 async def ledger(store: Failing, tmp_path: Path) -> AsyncIterator[Ledger]:
-    it = Ledger(store, Spool(tmp_path / "spool", MOST), cost=lambda one: one.written / 2)
+    it = Ledger(store, Spool(tmp_path / "spool", MOST), cost=lambda one: one.written * 5)
     yield it
     await it.close()
 
@@ -88,7 +88,7 @@ async def test_a_row_is_there_once_enter_returns(
         assert other.execute("SELECT count(*) FROM requests").fetchone() == (1,)
     other.close()
     (row,) = await rows(store)
-    assert row | {"cost": 1.5, "cached": 2, "written": 3, "prompt": 7, "problem": ""} == row
+    assert row | {"cost": 15, "cached": 2, "written": 3, "prompt": 7, "problem": ""} == row
     assert (row["queue_ms"], row["first_ms"], row["total_ms"]) == (250, 500, 2000)
     assert (row["key"], row["model"], row["finish"], row["session"]) == ("k", "m", "stop", "s")
 

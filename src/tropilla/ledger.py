@@ -61,10 +61,10 @@ Limited: TypeAlias = dict[tuple[int, str, str], int]
 
 
 class Ledger:
-    """A book of what was used. `cost` says what a request costs, in money."""
+    """A book of what was used. `cost` says what a request costs, in billionths of money."""
 
     def __init__(
-        self, store: Store, spool: Spool, *, cost: Callable[[Record], float] = lambda _: 0.0
+        self, store: Store, spool: Spool, *, cost: Callable[[Record], int] = lambda _: 0
     ) -> None:
         self._store = store
         self._spool = spool

@@ -30,6 +30,11 @@ upstream_api_key = click.option(
     help="The key that these upstreams want. Whoever lists the processes of this machine sees it "
     "here, as a password in an URL: the variable keeps it.  [env: TROPILLA_UPSTREAM_API_KEY]",
 )  # fmt: skip
+store = click.option(
+    "--store", metavar="URL", envvar="TROPILLA_STORE",
+    help="Where accounts are kept: sqlite:///PATH; none keeps nothing. Without it, what the "
+    "settings say, or else a file of this user's.  [env: TROPILLA_STORE]",
+)  # fmt: skip
 
 
 class ConfigRefused(click.ClickException):
@@ -66,3 +71,17 @@ def named_upstreams(urls: tuple[str, ...], api_key: str | None) -> tuple[Upstrea
     from tropilla.config import UpstreamConfig, read_url  # noqa: PLC0415
 
     return tuple(UpstreamConfig(url=read_url(url), api_key=api_key) for url in dict.fromkeys(urls))
+
+
+def store_of(file: Path | None, given: str | None) -> str:
+    """The address of the store that is meant.
+
+    Raises:
+        ClickException: none is kept.
+    """
+    from tropilla.store.places import place  # noqa: PLC0415
+
+    url = place(given or loaded(file).config.accounts.store)
+    if url is None:
+        raise click.ClickException("No accounts are kept here: name their store with --store.")
+    return url

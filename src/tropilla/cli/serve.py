@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     "--ollama-port", type=click.IntRange(0, 65535), metavar="PORT",
     help="A second port, for programs that look for Ollama on 11434 and nowhere else; 0 for none.",
 )  # fmt: skip
+@options.store
 @click.option(
     "--log", type=click.Choice(["human", "json"]),
     help="What happened, as sentences or as JSON, a line each; by itself JSON where nobody looks.",
@@ -216,6 +217,7 @@ def with_flags(
     drain: float | None,
     workers: int | None,
     ollama_port: int | None,
+    store: str | None,
     **classic: str | None,
 ) -> Config:
     """What the flags make of a config: they win, setting by setting.
@@ -265,6 +267,8 @@ def with_flags(
         over["workers"] = workers
     if ollama_port is not None:
         over["ollama_port"] = ollama_port
+    if store is not None:
+        over["accounts"] = msgspec.structs.replace(config.accounts, store=store)
     return msgspec.structs.replace(config, **over)
 
 

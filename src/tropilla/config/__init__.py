@@ -12,6 +12,7 @@ from tropilla.config.texts import read_keys, read_listen, read_url, shown_url
 from tropilla.config.tree import (
     TINY_MODEL,
     TINY_NAME,
+    AccountsConfig,
     Config,
     ConfigError,
     EngineConfig,
@@ -27,6 +28,7 @@ from tropilla.config.tree import (
 __all__ = [
     "TINY_MODEL",
     "TINY_NAME",
+    "AccountsConfig",
     "Config",
     "ConfigError",
     "EngineConfig",

@@ -147,6 +147,19 @@ class ResponsesConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of all that is kept; beyond, what was not used for longest goes first."""
 
 
+class AccountsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of who used what."""
+
+    store: Name = "auto"
+    """sqlite:///PATH; `auto` is a file of this user's, and `none` keeps nothing."""
+    spool: File | None = None
+    """A folder for rows that wait for a store that fails; without one, it is beside the file."""
+    max_spool: Annotated[int, Meta(ge=0, le=2**40)] = 256 * 1024 * 1024
+    """Bytes of it; beyond, nothing new is served until the store works again."""
+    keep_days: Annotated[float, Meta(gt=0, le=36500)] = 90.0
+    """How long the row of a request is kept; the sums of its hour stay."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that `tropilla serve` needs to know."""
 
@@ -168,6 +181,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that wait for a free slot."""
     responses: ResponsesConfig = ResponsesConfig()
     """What is kept of the Responses API."""
+    accounts: AccountsConfig = AccountsConfig()
+    """What is kept of who used what."""
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     """Processes that serve; one per core is enough, and one for some thousands of streams."""
     template: Template | None = None

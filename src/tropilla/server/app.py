@@ -22,6 +22,7 @@ from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemError, Prob
 from tropilla.keys import Keys
 from tropilla.record import Book, Record
 from tropilla.server import herd, models, responses
+from tropilla.server.accounts import Accounts
 from tropilla.server.http import Call
 from tropilla.server.reply import Reply
 from tropilla.server.responses import Responses, Turn
@@ -77,9 +78,10 @@ _DEFAULT_PATH = "/v1/chat/completions"
 class Gateway:
     """Answers the requests of all clients."""
 
-    def __init__(self, config: Config, fleet: Fleet, books: Sequence[Book] = ()) -> None:
-        self.books = tuple(books)
+    def __init__(self, config: Config, fleet: Fleet, accounts: Accounts | None = None) -> None:
+        self.books: Sequence[Book] = () if accounts is None else (accounts.ledger,)
         """Who takes note of every request."""
+        self._accounts = accounts
         self._config = config
         self._fleet = fleet
         self._keys = Keys(config.api_keys)
@@ -103,9 +105,11 @@ class Gateway:
         self._draining = True
         self._fleet.drain()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of what is kept."""
         self._responses.close()
+        if self._accounts is not None:
+            await self._accounts.close()
 
     async def __call__(self, call: Call) -> None:
         """Answer one request."""
@@ -159,7 +163,10 @@ class Gateway:
         if owner is None and not _is_public(action):
             raise ProblemError(_unauthenticated(call.headers))
         call.owner = call.record.key = owner or ""
-        call.record.metered = isinstance(action, Generate | Measure | Forward)
+        if isinstance(action, Generate | Measure | Forward):
+            if self._accounts is not None:
+                self._accounts.admit()
+            call.record.metered = True
         if methods is None:
             message = f"Invalid URL ({call.method} {call.path}): File Not Found"
             raise ProblemError(Problem(kind="not_found", message=message))
@@ -355,6 +362,8 @@ class Gateway:
                 await reply.whole(200, msgspec.json.encode(herd.told(self._fleet)))
             case "route":
                 await self._route(call, reply)
+            case "usage":
+                await self._usage(call, reply)
             case "models":
                 await self._models(reply)
             case "model":
@@ -375,6 +384,13 @@ class Gateway:
         origin = relay.Origin("", 0, key=key, session=_session(call, request))
         ask = relay.ask_of(request, origin)
         await reply.whole(200, msgspec.json.encode(herd.route(self._fleet, ask)))
+
+    async def _usage(self, call: Call, reply: Reply) -> None:
+        if self._accounts is None:
+            message = "No accounts are kept here: 'accounts.store' says where they could be."
+            raise ProblemError(Problem(kind="not_found", message=message))
+        told = await self._accounts.told(call.head.query, call.owner)
+        await reply.whole(200, msgspec.json.encode(told))
 
     async def _health(self, reply: Reply) -> None:
         if self._draining:

@@ -77,7 +77,7 @@ class Kept(Value, frozen=True, kw_only=True):
 class Own(Value, frozen=True, kw_only=True):
     """Answered by Tropilla itself."""
 
-    name: Literal["health", "models", "model", "openapi", "herd", "route"]
+    name: Literal["health", "models", "model", "openapi", "herd", "route", "usage"]
     argument: str = ""
 
 
@@ -143,6 +143,7 @@ def table() -> dict[str, Methods]:
     add("GET", "/openapi.json", Own(name="openapi"))
     add("GET", "/api/herd", Own(name="herd"))
     add("POST", "/api/route", Own(name="route"))
+    add("GET", "/api/usage", Own(name="usage"))
     for name in dialects.names():
         for route in dialects.named(name).ROUTES:
             for prefix in ("", "/v1") if route.v1 else ("",):

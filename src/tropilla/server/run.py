@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tropilla import log
 from tropilla.config import Config, ConfigError
+from tropilla.server.accounts import Accounts
 from tropilla.server.app import Gateway
 from tropilla.server.http import Listener
 from tropilla.upstream.fleet import Fleet
@@ -196,7 +197,7 @@ def _check(old: Config, new: Config) -> None:
     Raises:
         ConfigError: something has.
     """
-    for name in ("listen", "ollama_port", "engine", "responses", "workers"):
+    for name in ("listen", "ollama_port", "engine", "responses", "accounts", "workers"):
         if getattr(old, name) != getattr(new, name):
             raise ConfigError(f"{name} changes only with a restart.")
     if bool(old.models or old.upstreams) != bool(new.models or new.upstreams):
@@ -218,8 +219,12 @@ async def _serve(
         fatal.append(message)
         running.stop()
 
+    try:
+        accounts = await Accounts.open(config)
+    except ConfigError as error:
+        return str(error)
     fleet = Fleet(config, give_up, on_first, siblings)
-    gateway = Gateway(config, fleet)
+    gateway = Gateway(config, fleet, accounts)
     running = _Run(gateway, config, again)
     await fleet.start()
     # What is there now stays: looking through it again and again would find nothing. A request
@@ -236,7 +241,7 @@ async def _serve(
         if watch is not None:
             watch.cancel()
         await fleet.stop()
-        gateway.close()
+        await gateway.close()
     return fatal[0] if fatal else None
 
 

@@ -27,6 +27,7 @@ from tropilla.server.routes import (
     patterns,
     table,
 )
+from tropilla.usage import WHERE
 
 _STREAM = "text/event-stream"
 _OURS = "openai_chat"
@@ -92,6 +93,14 @@ _OWN = {
         "Route",
         None,
         ("400", "401", "408", "413", "415", "500"),
+    ),
+    "usage": Shape(
+        "What was used",
+        None,
+        "Usages",
+        None,
+        ("400", "401", "404", "500", "503"),
+        ("by", "since", "until", *WHERE),
     ),
     "openapi": Shape("This document", None, "Document", None, ("401", "500")),
 }
@@ -230,6 +239,10 @@ def _tag(dialect: str) -> str:
 def _operation(shape: Shape, dialect: str, *, done: bool = True) -> JsonObject:
     error = _error(dialect)
     told: JsonObject = {"summary": shape.summary, "tags": [_tag(dialect)]}
+    if shape.asked:
+        told["parameters"] = [
+            {"name": name, "in": "query", "schema": {"type": "string"}} for name in shape.asked
+        ]
     if shape.asks is not None:
         told["requestBody"] = {"required": True, "content": _json(ref(shape.asks))}
     content = {} if shape.answers is None else _json(ref(shape.answers))

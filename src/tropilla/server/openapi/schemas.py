@@ -565,6 +565,10 @@ _ANSWERS: JsonObject = {
         },
         "object", "upstreams",
     ),
+    "Usages": _object(
+        {"object": _const("list"), "by": _list(_TEXT), "data": _list(_OBJECT)},
+        "object", "by", "data",
+    ),
     "Health": _object({"status": _TEXT}, "status"),
     "Error": _error(_TEXT_OR_NULL),
     "NativeError": _error({"type": "integer"}),

@@ -1,4 +1,5 @@
--- One row for each request that an upstream was, or should have been, asked to serve.
+-- One row for each request that an upstream was, or should have been, asked to serve. What it
+-- costs is in billionths.
 CREATE TABLE requests (
     id TEXT PRIMARY KEY,
     at DOUBLE PRECISION NOT NULL,
@@ -20,7 +21,7 @@ CREATE TABLE requests (
     written BIGINT NOT NULL,
     reasoning BIGINT,
     estimated BIGINT NOT NULL,
-    cost DOUBLE PRECISION NOT NULL,
+    cost BIGINT NOT NULL,
     queue_ms DOUBLE PRECISION NOT NULL,
     first_ms DOUBLE PRECISION,
     total_ms DOUBLE PRECISION NOT NULL
@@ -43,7 +44,7 @@ CREATE TABLE hours (
     cached BIGINT NOT NULL,
     written BIGINT NOT NULL,
     reasoning BIGINT NOT NULL,
-    cost DOUBLE PRECISION NOT NULL,
+    cost BIGINT NOT NULL,
     queue_ms DOUBLE PRECISION NOT NULL,
     firsts BIGINT NOT NULL,
     first_ms DOUBLE PRECISION NOT NULL,
