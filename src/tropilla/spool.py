@@ -36,7 +36,6 @@ class Spool:
         self._failed = False
         self._size = 0
         self.rows: list[tuple[Cell, ...]] = []
-        folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob(f"*{_ENDING}")):
             self._take(path)
 
@@ -87,6 +86,7 @@ class Spool:
 
     def _make(self) -> IO[bytes]:
         # It has its name once it is locked: nobody takes it for that of a process that has ended.
+        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / uuid4().hex
         file = path.open("xb")
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _DAY = 86400
 _COLUMNS = {
     "requests": "requests", "errors": "errors", "cancelled": "left", "limited": "limited",
-    "prompt": "read", "cached": "of these cached", "written": "written", "cost": "cost",
+    "prompt": "read", "cached": "cached", "written": "written", "cost": "cost",
     "first": "first token", "total": "whole answer",
 }  # fmt: skip
 

@@ -29,6 +29,8 @@ class Shape(Value, frozen=True):
     refuses: tuple[str, ...] = (
         "400", "401", "403", "404", "408", "413", "415", "429", "500", "502", "503", "504",
     )  # fmt: skip
+    asked: tuple[str, ...] = ()
+    """What the query may say."""
 
 
 class Known(Value, frozen=True, kw_only=True):

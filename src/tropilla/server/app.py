@@ -164,9 +164,7 @@ class Gateway:
             raise ProblemError(_unauthenticated(call.headers))
         call.owner = call.record.key = owner or ""
         if isinstance(action, Generate | Measure | Forward):
-            if self._accounts is not None:
-                self._accounts.admit()
-            call.record.metered = True
+            self._meter(call)
         if methods is None:
             message = f"Invalid URL ({call.method} {call.path}): File Not Found"
             raise ProblemError(Problem(kind="not_found", message=message))
@@ -189,6 +187,12 @@ class Gateway:
                 await self._view(call, action, reply)
             case Own():
                 await self._own(call, action, reply)
+
+    def _meter(self, call: Call) -> None:
+        """Have a row for a request that may take something of an upstream."""
+        if self._accounts is not None:
+            self._accounts.admit()
+        call.record.metered = True
 
     async def _generate(self, call: Call, action: Generate, reply: Reply) -> None:
         data = await self._text(call)
