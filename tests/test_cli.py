@@ -91,7 +91,7 @@ def test_the_version_loads_nothing_that_serves() -> None:
         (("--upstream", "h:1", "--model", "x.gguf"), "exclude each other"),
         (("--template", "auto", "--user-name", "U"), "--user-name belongs to the classic"),
         (("--template", "other"), "--template"),
-        (("--slots", "0"), "--slots"),
+        (("--slots", "257"), "--slots"),
         (("--api-key-file", "/no/such/file"), "/no/such/file"),
         (("--no-such-option",), "--no-such-option"),
         (("--host", "203.0.113.1"), "203.0.113.1"),

@@ -93,7 +93,7 @@ BROKEN = [
     "upstreams: {url: h, api_key: 1}",
     "template: []",
     "template: {stopp: x}",
-    "engine: {slots: 0}",
+    "engine: {slots: -1}",
     "engine: {slots: 257}",
     "engine: {slots: true}",
     "engine: {slots: '4'}",

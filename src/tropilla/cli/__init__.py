@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 
 from tropilla import __version__
-from tropilla.cli import config, connect, doctor, herd, serve, usage
+from tropilla.cli import config, connect, doctor, herd, models, serve, usage
 from tropilla.cli.options import SETTINGS
 
 
@@ -24,4 +24,6 @@ main.add_command(doctor.command)
 main.add_command(connect.command)
 main.add_command(herd.herd)
 main.add_command(herd.route)
+main.add_command(models.models)
+main.add_command(models.pull)
 main.add_command(usage.command)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tropilla import __version__
+from tropilla.cli.fetching import TOO_LARGE
 from tropilla.config import Config, UpstreamConfig, shown_url
+
+if TYPE_CHECKING:
+    from tropilla.models.sizing import Plan
 
 
 def base_of(sock: socket.socket) -> str:
@@ -17,9 +22,9 @@ def base_of(sock: socket.socket) -> str:
     return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/v1"
 
 
-def banner(config: Config, base: str, file: Path | None) -> str:
+def banner(config: Config, base: str, file: Path | None, plan: Plan | None) -> str:
     """What is served, and where; an engine's model has its name, so it can be tried at once."""
-    lines = [f"Tropilla {__version__} listens on {base}, and serves", *_served(config)]
+    lines = [f"Tropilla {__version__} listens on {base}, and serves", *_served(config, plan)]
     if file is not None:
         lines.append(f"Its settings are from {file}.")
     lines.append("")
@@ -49,7 +54,7 @@ or, after pip install openai, in Python:
 """
 
 
-def _served(config: Config) -> Iterator[str]:
+def _served(config: Config, plan: Plan | None) -> Iterator[str]:
     for name, model in config.models.items():
         aliases = f" (also {', '.join(model.aliases)})" if model.aliases else ""
         yield f"  {name}{aliases}: {', '.join(_shown(one) for one in model.upstreams)}"
@@ -57,7 +62,10 @@ def _served(config: Config) -> Iterator[str]:
         yield f"  {_shown(one)}"
     if not config.models and not config.upstreams:
         engine = config.engine
-        yield f"  {engine.name}: the embedded llama.cpp engine, {engine.slots} slots"
+        size = f", {plan.said()}" if plan is not None else ""
+        yield f"  {engine.name}: the embedded llama.cpp engine{size}"
+        if plan is not None and not plan.fits:
+            yield f"  {TOO_LARGE}"
 
 
 def _shown(upstream: UpstreamConfig) -> str:

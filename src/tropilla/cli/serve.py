@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from tropilla.config import Config
     from tropilla.config.load import Loaded
+    from tropilla.models.sizing import Plan
     from tropilla.server.run import Serve
     from tropilla.templates import Template
 
@@ -28,14 +29,21 @@ if TYPE_CHECKING:
     "--model", type=click.Path(path_type=Path), metavar="FILE.gguf",
     help="The model of the embedded engine. Without it, a tiny one that comes with Tropilla.",
 )  # fmt: skip
+@click.option(
+    "--hf", metavar="OWNER/NAME[:QUANT]",
+    help="The model of the embedded engine, from the Hugging Face hub; fetched if it is not on "
+    "disk. `tropilla pull --help` says more.",
+)  # fmt: skip
 @click.option("--model-name", metavar="NAME", help="Its name for clients; else the file's name.")
 @click.option(
-    "--slots", type=click.IntRange(1, 256), show_default="4",
-    help="Requests that the embedded engine serves at once.",
+    "--slots", type=click.IntRange(0, 256), metavar="N",
+    help="Requests that the embedded engine serves at once; without it, or 0, up to 4, as the "
+    "free memory allows.",
 )  # fmt: skip
 @click.option(
     "--ctx-size", type=click.IntRange(0), metavar="TOKENS",
-    help="Context of each slot of the embedded engine; 0 takes the model's own, up to 65536.",
+    help="Context of each slot of the embedded engine; without it, or 0, the model's own as far as "
+    "the free memory allows, up to 65536 of all slots.",
 )  # fmt: skip
 @click.option(
     "--threads", type=click.IntRange(0), metavar="N",
@@ -114,8 +122,10 @@ def command(context: click.Context, /, **flags: Any) -> None:
     log.begin(sys.stderr, flags.pop("log"))
     file = flags.pop("config_file")
     told = options.loaded(file)
+    _fetch(flags, flags.pop("hf"))
     try:
-        config = with_flags(told, **flags)
+        asked = with_flags(told, **flags)
+        config, plan = _sized(asked)
         if config.workers == 1:
             from tropilla.server.run import listen, run  # noqa: PLC0415
 
@@ -129,7 +139,7 @@ def command(context: click.Context, /, **flags: Any) -> None:
     except ConfigError as error:
         raise click.UsageError(str(error), context) from None
     base = base_of(sockets[0])
-    click.echo(banner(config, base, told.file))
+    click.echo(banner(config, base, told.file, plan))
     address = sockets[0].getsockname()[0]
     _warn(config, address)
 
@@ -137,7 +147,7 @@ def command(context: click.Context, /, **flags: Any) -> None:
         if config.upstreams or config.models:
             click.echo(try_it(config, base, model))
 
-    again = _again(file, config, flags, lambda now: _warn(now, address))
+    again = _again(file, asked, config, flags, lambda now: _warn(now, address))
     fatal = serve(config, sockets, first, again, told.file)
     if fatal is not None:
         raise click.ClickException(fatal)
@@ -159,13 +169,48 @@ def _warn(config: Config, address: str) -> None:
     )
 
 
+def _fetch(flags: dict[str, Any], hf: str | None) -> None:
+    """Make of a model of the hub what --model and --model-name would say."""
+    if hf is None:
+        return
+    from tropilla.cli.fetching import fetched, read_wanted  # noqa: PLC0415
+
+    if flags["model"] is not None or flags["upstreams"]:
+        raise click.UsageError("--hf says what is served: --model and --upstream exclude it.")
+    wanted = read_wanted(hf)
+    flags["model"] = fetched(wanted)
+    flags["model_name"] = flags["model_name"] or wanted.name
+
+
+def _sized(config: Config) -> tuple[Config, Plan | None]:
+    """The same with an engine that fits into the memory, if it is to run."""
+    import msgspec  # noqa: PLC0415
+
+    from tropilla.cli.fetching import sized  # noqa: PLC0415
+
+    if config.models or config.upstreams:
+        return config, None
+    engine, plan = sized(config.engine)
+    return msgspec.structs.replace(config, engine=engine), plan
+
+
 def _again(
-    file: Path | None, config: Config, flags: dict[str, Any], warn: Callable[[Config], None]
+    file: Path | None,
+    asked: Config,
+    sized: Config,
+    flags: dict[str, Any],
+    warn: Callable[[Config], None],
 ) -> Callable[[], tuple[Config, str]]:
-    """What reads the settings again, under the same flags."""
+    """What reads the settings again, under the same flags.
+
+    `asked` is what they said, and `sized` what that was for the memory then: the engine stays as it
+    is while they say the same of it.
+    """
+    import msgspec  # noqa: PLC0415
+
     from tropilla.config import ConfigError  # noqa: PLC0415
 
-    now = config
+    now = asked
 
     def again() -> tuple[Config, str]:
         nonlocal now
@@ -176,7 +221,9 @@ def _again(
         before, now = now, with_flags(told, **flags)
         if any(before.api_keys) or before.insecure:
             warn(now)
-        return now, _news(told, before, now)
+        news = _news(told, before, now)
+        same = now.engine == asked.engine
+        return msgspec.structs.replace(now, engine=sized.engine) if same else now, news
 
     return again
 
@@ -285,7 +332,7 @@ def _engine(config: Config, model: Path | None, **flags: Any) -> Any:
 
     given = {name: value for name, value in flags.items() if value}
     # A zero is a choice: it leaves it to the engine, whatever the file says.
-    given |= {name: 0 for name in ("ctx_size", "threads") if flags[name] == 0}
+    given |= {name: 0 for name in ("slots", "ctx_size", "threads") if flags[name] == 0}
     if model is not None:
         given = {"name": model.stem, "model": model} | given
     return msgspec.structs.replace(config.engine, **given)

@@ -119,10 +119,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The GGUF file; without one, a tiny model that comes with Tropilla."""
     name: Name = TINY_NAME
     """The model's name for clients; without one, the file's name."""
-    slots: Annotated[int, Meta(ge=1, le=256)] = 4
-    """Requests that it serves at once."""
+    slots: Annotated[int, Meta(ge=0, le=256)] = 0
+    """Requests that it serves at once; 0 is up to 4, as the free memory allows."""
     ctx_size: Annotated[int, Meta(ge=0)] = 0
-    """Tokens of context per slot."""
+    """Tokens of context per slot; 0 is what the model has, as far as the free memory allows."""
     threads: Annotated[int, Meta(ge=0)] = 0
     """Threads that compute."""
 

@@ -33,6 +33,7 @@ from tropilla.herd.pool import (
     Why,
 )
 from tropilla.ir import Problem, ProblemError, Traits, UpstreamDialect
+from tropilla.models.sizing import SLOTS
 from tropilla.upstream import addresses, refusals
 from tropilla.upstream.addresses import Known, look_up, names_of
 from tropilla.upstream.engine import Engine, EngineOptions, EngineProblem, EngineState
@@ -226,7 +227,7 @@ class Fleet:
             EngineOptions(
                 model=config.model,
                 alias=config.name,
-                slots=config.slots,
+                slots=config.slots or SLOTS,
                 ctx_size=config.ctx_size,
                 threads=config.threads,
             ),
