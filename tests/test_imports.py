@@ -26,7 +26,18 @@ HEAVY = {
     "xllamacpp", "yaml", "yarl",
 }  # fmt: skip
 """What has its use, but not for everybody."""
-COMMANDS = ("asking", "config", "connect", "doctor", "herd", "models", "options", "serve", "usage")
+COMMANDS = (
+    "asking",
+    "chat",
+    "config",
+    "connect",
+    "doctor",
+    "herd",
+    "models",
+    "options",
+    "serve",
+    "usage",
+)
 SERVING = {"asyncio", "httptools", "msgspec", "socket", "ssl", "uvloop"}
 
 

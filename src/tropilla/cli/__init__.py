@@ -5,20 +5,26 @@ A command is in a module here, and has a line below `main`.
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from tropilla import __version__
-from tropilla.cli import config, connect, doctor, herd, models, serve, usage
+from tropilla.cli import chat, config, connect, doctor, herd, models, serve, usage
 from tropilla.cli.options import SETTINGS
 
 
 @click.group(context_settings=SETTINGS)
 @click.version_option(__version__, "--version", prog_name="tropilla")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """One OpenAI-compatible endpoint for a herd of llama.cpp servers."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        context.color = False
 
 
 main.add_command(serve.command)
+main.add_command(chat.command)
 main.add_command(config.command)
 main.add_command(doctor.command)
 main.add_command(connect.command)

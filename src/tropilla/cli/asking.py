@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
+
+_SILENCE_SECONDS = 30.0
+"""A stream tells every 10 s that it lives."""
 
 
 def asking(command: Callable[..., None]) -> Callable[..., None]:
@@ -35,10 +39,34 @@ def ask(url: str, api_key: str | None, path: str, body: bytes | None = None) -> 
     Raises:
         ClickException: it does not, or refuses.
     """
+    import msgspec  # noqa: PLC0415
+
+    with _opened(url, api_key, path, body) as answer:
+        try:
+            return msgspec.json.decode(answer.read())
+        except (OSError, ValueError) as error:
+            raise _nobody(url, error) from None
+
+
+def streamed(url: str, api_key: str | None, path: str, body: Any) -> Iterator[Any]:
+    """The events of a stream that a running gateway tells.
+
+    Raises:
+        ClickException: it does not answer, or refuses.
+        OSError: it has broken off.
+    """
+    import msgspec  # noqa: PLC0415
+
+    with _opened(url, api_key, path, msgspec.json.encode(body)) as answer:
+        for line in answer:
+            if line.startswith(b"data: ") and line[6:].strip() != b"[DONE]":
+                yield msgspec.json.decode(line[6:])
+
+
+@contextmanager
+def _opened(url: str, api_key: str | None, path: str, body: bytes | None) -> Iterator[Any]:
     from urllib.error import HTTPError  # noqa: PLC0415
     from urllib.request import Request, urlopen  # noqa: PLC0415
-
-    import msgspec  # noqa: PLC0415
 
     headers = {"Content-Type": "application/json"}
     if api_key:
@@ -46,15 +74,22 @@ def ask(url: str, api_key: str | None, path: str, body: bytes | None = None) -> 
     url = root_of(url)
     asked = Request(url + path, body, headers)  # noqa: S310 - `root_of` checks it
     try:
-        with urlopen(asked, timeout=10) as answer:  # noqa: S310 - `root_of` checks it
-            return msgspec.json.decode(answer.read())
+        answer = urlopen(asked, timeout=_SILENCE_SECONDS)  # noqa: S310 - `root_of` checks it
     except HTTPError as error:
-        raise click.ClickException(f"{url} refuses: {_why(error.code, error.read())}") from None
+        with error:
+            why = _why(error.code, error.read())
+        raise click.ClickException(f"{url} refuses: {why}") from None
     except (OSError, ValueError) as error:
-        why = getattr(error, "reason", error)
-        raise click.ClickException(
-            f"No gateway answers at {url} ({why}). Does it run there? Name another with --url."
-        ) from None
+        raise _nobody(url, error) from None
+    with answer:
+        yield answer
+
+
+def _nobody(url: str, error: Exception) -> click.ClickException:
+    why = getattr(error, "reason", error)
+    return click.ClickException(
+        f"No gateway answers at {url} ({why}). Does it run there? Name another with --url."
+    )
 
 
 def _why(status: int, body: bytes) -> str:
