@@ -10,15 +10,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from conftest import CHAT, Serve, Start
+from doubles.upstream import refuses
 from doubles.upstream import told as said
 from tropilla.cli import main
+from tropilla.config import FailuresConfig, UpstreamConfig
 
 pytestmark = pytest.mark.anyio
 
 
-async def run(*arguments: str) -> Result:
+async def run(*arguments: str, columns: str = "160") -> Result:
     def invoke() -> Result:
-        return CliRunner(env={"COLUMNS": "160"}).invoke(main, arguments)
+        return CliRunner(env={"COLUMNS": columns}).invoke(main, arguments)
 
     return await asyncio.to_thread(invoke)
 
@@ -40,6 +42,23 @@ async def test_the_herd_as_a_table(gateway: Serve, doubles: Start, free_port: in
     assert "cannot be reached" in told.output
     await exchange.stream(*said("x"))
     assert (await asked).status == 200
+
+
+@pytest.mark.parametrize("width", ["80", "120"])
+async def test_what_others_have_said_is_shown_as_it_is(
+    gateway: Serve, doubles: Start, width: str
+) -> None:
+    bad = await doubles("a-model-with-quite-a-long-name-for-a-narrow-terminal", slots=4)
+    bad.on("/v1/chat/completions", refuses(500, "[/red] \x1b[2J [fe80::1]", "server_error"))
+    rules = FailuresConfig(tolerated=1, out=1000, most_out=1000)
+    tropilla = await gateway(upstreams=(UpstreamConfig(url=bad.url, failures=rules),))
+    assert (await tropilla.chat(model=bad.models[0])).status == 502
+    told = await run("herd", "--url", tropilla.url, "--once", columns=width)
+    assert told.exit_code == 0, told.output
+    assert bad.url in told.output
+    assert "│ out " in told.output
+    assert f"{bad.url}: [/red]  [2J [fe80::1]" in told.output
+    assert max(len(line) for line in told.output.splitlines()) <= int(width)
 
 
 async def test_the_herd_for_programs(gateway: Serve, doubles: Start) -> None:

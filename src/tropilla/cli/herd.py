@@ -11,9 +11,13 @@ from tropilla.cli.asking import ask, asking
 from tropilla.cli.options import SETTINGS
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
 _SECONDS = 1.0
+_WIDE = 100
+"""Columns of a terminal that has room for what kind of server each is."""
 _COLOURS = {"ready": "green", "loading": "yellow", "starting": "yellow", "down": "red"}
 
 
@@ -36,12 +40,17 @@ def herd(url: str, api_key: str | None, once: bool, as_json: bool) -> None:  # n
 
     console = Console()
     if once or not console.is_terminal:
-        console.print(_table(told))
+        console.print(_shown(told, console.width))
         return
-    with Live(_table(told), console=console, screen=True) as live:
+    news: str | None = None
+    with Live(_shown(told, console.width), console=console, screen=True) as live:
         while True:
             time.sleep(_SECONDS)
-            live.update(_table(ask(url, api_key, "/api/herd")))
+            try:
+                told, news = ask(url, api_key, "/api/herd"), None
+            except click.ClickException as error:
+                news = error.message  # it may come back
+            live.update(_shown(told, console.width, news))
 
 
 @click.command("route", context_settings=SETTINGS)
@@ -76,16 +85,16 @@ def route(url: str, api_key: str | None, path: str, explain: bool, file: Path) -
 def _reasons(told: Any) -> Table:
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table(title=f"{told['model'] or 'any model'}, {told['blocks']} blocks of prompt")
+    table = Table(title=_text(f"{told['model'] or 'any model'}, {told['blocks']} blocks of prompt"))
     for name in ("", "upstream", "verdict"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("cached", "load", "score"):
         table.add_column(name, justify="right")
     for one in told["upstreams"]:
         mark = "->" if one["taken"] else ""
         numbers = [f"{one[name]:.3f}" for name in ("cached", "load", "score")]
         style = "bold" if one["taken"] else None
-        table.add_row(mark, one["name"], _verdict(one), *numbers, style=style)
+        table.add_row(mark, _text(one["name"]), _verdict(one), *numbers, style=style)
     return table
 
 
@@ -93,26 +102,50 @@ def _verdict(one: Any) -> str:
     return str(one["verdict"]).replace("_", " ")
 
 
-def _table(told: Any) -> Table:
+def _shown(told: Any, width: int, news: str | None = None) -> Group:
+    """The herd as a table, and below it what is wrong; `news` is why it is of some time ago."""
+    from rich.console import Group  # noqa: PLC0415
+
+    problems = [
+        one["problem"] if one["name"] in one["problem"] else f"{one['name']}: {one['problem']}"
+        for one in told["upstreams"]
+        if one["problem"]
+    ]
+    lines = [one for one in (news, _queues(told), *problems) if one]
+    return Group(_table(told, wide=width >= _WIDE), *map(_text, lines))
+
+
+def _table(told: Any, *, wide: bool) -> Table:
     from rich.table import Table  # noqa: PLC0415
 
-    title = f"{len(told['upstreams'])} upstreams, {told['waiting']} waiting"
-    table = Table(title=title, caption=_queues(told))
-    for name in ("upstream", "state", "slots", "others", "served", "models", "what"):
-        table.add_column(name, justify="right" if name in {"others", "served"} else "left")
+    table = Table(title=f"{len(told['upstreams'])} upstreams, {told['waiting']} waiting")
+    table.add_column("upstream", overflow="fold", min_width=22)
+    for name in ("state", "slots"):
+        table.add_column(name, min_width=8)
+    for name in ("others", "served"):
+        table.add_column(name, justify="right")
+    for name in ("models", "kind") if wide else ("models",):
+        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=22 if wide else 11)
     for one in told["upstreams"]:
         state = _state(one)
         colour = _COLOURS.get(state, "yellow")
+        more = [", ".join(one["models"]), one["kind"] or ""] if wide else [", ".join(one["models"])]
         table.add_row(
-            one["name"],
+            _text(one["name"]),
             f"[{colour}]{state}[/]",
             _slots(one),
             str(one["foreign"]),
             str(one["served"]),
-            ", ".join(one["models"]),
-            one["problem"] or one["kind"] or "",
+            *map(_text, more),
         )
     return table
+
+
+def _text(told: str) -> Text:
+    """What others have said: nothing in it colours anything, or moves the cursor."""
+    from rich.text import Text  # noqa: PLC0415
+
+    return Text("".join(one if one.isprintable() else " " for one in told))
 
 
 def _state(one: Any) -> str:
