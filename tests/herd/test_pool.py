@@ -256,7 +256,7 @@ def test_rule_8_who_floods_the_queue_makes_room() -> None:
         pool.on_request(request, Ask(model="m", key="flood"), float(request))
     other = Ask(model="m", key="other")
     told = pool.on_request(5, other, 5.0)
-    assert told == [Reject(request=4, why="queue_full"), Queue(request=5, place=4)]
+    assert told == [Reject(request=4, why="queue_full"), Queue(request=5, place=1)]
     assert refused(pool.on_request(6, other, 6.0)) == {3: "queue_full"}
     # Now both have two: who comes next is the one too many.
     assert refused(pool.on_request(7, other, 7.0)) == {7: "queue_full"}
@@ -276,6 +276,19 @@ def test_rule_9_keys_take_turns() -> None:
         order += given_to(effects)
         now += 1
     assert order == [0, 10, 11, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+def test_rule_9_a_place_in_the_queue_is_one_by_turns() -> None:
+    pool = herd(seen(1))
+    pool.on_request(1, Ask(model="m", key="a"), 0.0)
+    for request in (2, 3, 4):
+        pool.on_request(request, Ask(model="m", key="a"), 0.0)
+    assert pool.on_request(5, Ask(model="m", key="b"), 1.0) == [Queue(request=5, place=1)]
+    pool.on_request(6, Ask(model="m", key="b"), 1.0)
+    told = {request: pool.place(request) for request in range(1, 7)}
+    assert told == {1: 0, 2: 3, 3: 4, 4: 5, 5: 1, 6: 2}
+    assert given_to(pool.on_done(1, 2.0)) == {5: 0}
+    assert [pool.place(request) for request in (2, 3, 6, 4)] == [1, 2, 3, 4]
 
 
 def test_rule_9_who_holds_less_is_next() -> None:
@@ -475,7 +488,7 @@ def test_rule_17_who_hurries_comes_first_and_does_not_wait_for_long() -> None:
     pool = herd(seen(1), seen(1, "starting"), queue=1, hurry_seconds=0.5)
     pool.on_request(1, ASK, 0.0)
     pool.on_request(2, ASK, 0.0)
-    assert pool.on_request(3, HURRIED, 1.0) == [Queue(request=3, place=2)]
+    assert pool.on_request(3, HURRIED, 1.0) == [Queue(request=3, place=1)]
     pool.on_request(4, HURRIED, 1.1)
     assert given_to(pool.on_done(1, 1.2)) == {3: 0}
     assert refused(pool.on_tick(1.5)) == {}

@@ -410,15 +410,22 @@ class Pool:
         return self._members[upstream].wide
 
     def place(self, request: int) -> int:
-        """Where in the queue a request is; 0 if it does not wait."""
+        """Where in the queue a request is, as the turns are now; 0 if it does not wait."""
         entry = self._waiting.get(request)
         if entry is None:
             return 0
-        before = sum(
-            other.group == entry.group and other.order < entry.order
-            for other in self._waiting.values()
-        )
-        return before + 1
+        held = Counter(self._running)
+        ranks: dict[int, tuple[int, int, tuple[float, int]]] = {}
+        for other, one in sorted(self._waiting.items(), key=lambda item: item[1].order):
+            if one.group != entry.group:
+                continue
+            key = one.ask.key
+            if one.ask.hurries:
+                ranks[other] = -1, 0, one.order
+            else:
+                ranks[other] = held[key], self._turns.get(key, 0), one.order
+                held[key] += 1
+        return sum(rank <= ranks[request] for rank in ranks.values())
 
     def explain(self, ask: Ask, now: float) -> list[Reason]:
         """What the pick thinks of each upstream, and whom it would take."""
