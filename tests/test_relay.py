@@ -178,6 +178,30 @@ async def test_loading_is_waited_for(gateway: Serve, double: Double, *, stream: 
 
 
 @FORMS
+async def test_that_all_of_them_load_is_no_failure(
+    gateway: Serve, doubles: Start, *, stream: bool
+) -> None:
+    herd = [await doubles() for _ in range(3)]
+    tropilla = await gateway(*herd)
+    for double in herd:
+        double.on(PATH, LOADING, GOOD)
+        double.health = 503, b'{"error":{"code":503,"message":"Loading model"}}'
+    asked = asyncio.create_task(tropilla.chat(stream=stream))
+    await tropilla.until(lambda: tropilla.fleet.state() == "loading")
+    herd[2].health = 200, b"{}"
+    assert said(await asked) == "Hello there"
+    assert [len(double.requests) for double in herd] == [1, 1, 2]
+
+
+async def test_who_says_again_and_again_that_it_loads_fails(gateway: Serve, double: Double) -> None:
+    tropilla = await gateway(double)
+    double.on(PATH, LOADING)
+    answer = await tropilla.chat()
+    assert (answer.status, answer.error["code"]) == (503, "model_loading")
+    assert len(double.requests) == 3
+
+
+@FORMS
 async def test_loading_for_ever_is_told(
     gateway: Serve, double: Double, *, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

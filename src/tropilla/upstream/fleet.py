@@ -374,14 +374,15 @@ class Fleet:
         """Have an upstream do a piece of work, and another one if it fails.
 
         It is tried once more, and only before the client was `told` anything; where it `hurries`,
-        only on another upstream that soon has a free slot. `work` gives the part of the prompt that
+        only on another upstream that soon has a free slot. That an upstream still loads its model
+        is no failure, the first time that it says so. `work` gives the part of the prompt that
         was in the upstream's cache, if it knows.
 
         Raises:
             ProblemError: nobody serves this model, or nobody can now; or the work has failed.
         """
         first: ProblemError | None = None
-        since = self._now()
+        since, loading = self._now(), set[int]()
         while True:
             async with self.lease(ask, ticket) as lease:
                 again = first is not None and lease.upstream.number in ask.avoid
@@ -395,6 +396,11 @@ class Fleet:
                         lease.served = True
                 except ProblemError as error:
                     self._failed_at(lease, error.problem)
+                    number = lease.upstream.number
+                    if error.problem.kind == "loading" and number not in loading and not told():
+                        loading.add(number)
+                        ask = msgspec.structs.replace(ask, since=since)
+                        continue
                     may = error.problem.retryable and lease.upstream.failures.retry
                     again = may and first is None and not told()
                     if not again or not self.pool.may_retry(self._now()):
