@@ -79,7 +79,7 @@ async def measure(
             raise ProblemError(_TOO_DEEP) from None
         record.used(answer.usage)
         await record.enter()
-        headers = dialects.dropped_header(dropped)
+        headers = lease.headers() | dialects.dropped_header(dropped)
         await reply.whole(200, body, headers)
 
     ask = Ask(model=request.model, needs=(one.ABILITY,), key=key, body=body)

@@ -314,11 +314,7 @@ class _Headers:
 
     def __call__(self) -> dict[str, str]:
         spent = self._spent + (perf_counter() - self._since if self._since else 0.0)
-        told = {
-            "x-tropilla-upstream": self._lease.upstream.name,
-            "x-tropilla-queue-ms": f"{self._lease.waited * 1000:.0f}",
-            "x-tropilla-overhead-ms": f"{spent * 1000:.2f}",
-        }
+        told = self._lease.headers() | {"x-tropilla-overhead-ms": f"{spent * 1000:.2f}"}
         cached = self._answer.told.cached_tokens if self._answer.told is not None else None
         if cached is not None:
             told["x-tropilla-cache-tokens"] = str(cached)
@@ -457,7 +453,7 @@ async def count(
         lease.tell(record)
         wanted = _prepared(request, lease)[0]
         usage = await prompt_tokens(lease.upstream, wanted)
-        await reply.whole(200, render(usage), {})
+        await reply.whole(200, render(usage), lease.headers())
 
     needs = tuple(_needs(request))
     ask = Ask(model=request.model, needs=needs, key=key, slots=0)
@@ -507,7 +503,8 @@ async def forward(
         async with lease.upstream.link.send(method, where, data or None, sent) as incoming:
             # A refusal may repeat the key that this upstream was shown: that is taken out of it.
             refused = await incoming.whole() if incoming.status >= 400 else b""
-            await reply.start(incoming.status, incoming.content_type, {}, refused)
+            told = lease.headers()
+            await reply.start(incoming.status, incoming.content_type, told, refused)
             while piece := await incoming.read():
                 await reply.write(piece)
             await record.enter()

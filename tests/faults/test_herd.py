@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import pytest
 
 from conftest import CHAT, Answer, Serve, Served
-from tropilla.config import TINY_MODEL
+from tropilla.config import TINY_MODEL, QueueConfig
 from tropilla.herd.pool import Effect, Pool
 from tropilla.upstream import fleet, probe
 from tropilla.upstream.engine import Engine, EngineOptions
@@ -24,6 +24,8 @@ from tropilla.upstream.fleet import Fleet
 from tropilla.upstream.probe import busy_slots
 
 pytestmark = pytest.mark.anyio
+
+PATH = "/v1/chat/completions"
 
 
 @pytest.fixture
@@ -130,24 +132,106 @@ async def test_without_signs_of_life_an_engine_that_stands_still_holds_what_it_h
     assert Counter([outcome(await one) for one in asked]) == {"whole": 12, "streamed": 12}
 
 
+async def kill(engine: Engine) -> None:
+    """End one as the kernel would; `start` has it serve again where it was."""
+    assert engine.pid is not None
+    assert engine._child is not None
+    os.kill(engine.pid, signal.SIGKILL)
+    await engine._child.death()
+    engine._remove_files()
+
+
 async def test_all_of_them_down_is_told_and_passes(gateway: Serve, engines: list[Engine]) -> None:
     tropilla = await gateway(*(one.address for one in engines))
-    pids = [one.pid for one in engines]
-    for pid in pids:
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
-    for upstream in tropilla.fleet.upstreams:
-        tropilla.fleet._set(upstream, "down", None)
+    await asyncio.gather(*map(kill, engines))
+    await tropilla.until(lambda: all(one.state == "down" for one in tropilla.fleet.upstreams))
     answer = await ask(tropilla, 1)
     assert (answer.status, answer.error["code"]) == (503, "no_upstream")
     assert answer.headers["retry-after"] == "2"
-    for pid in pids:
-        assert pid is not None
-        os.kill(pid, signal.SIGCONT)
-    for upstream in tropilla.fleet.upstreams:
-        upstream.recheck.set()
+    await asyncio.gather(*(one.start() for one in engines))
     await tropilla.until(lambda: tropilla.fleet.state() == "ready")
     assert outcome(await ask(tropilla, 1)) == "whole"
+
+
+async def test_without_giving_up_who_asks_the_dead_waits(
+    gateway: Serve, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "_HOPEFUL_TRIES", 10**9)
+    tropilla = await gateway(*(one.address for one in engines))
+    await asyncio.gather(*map(kill, engines))
+    await tropilla.until(lambda: all(one.state == "starting" for one in tropilla.fleet.upstreams))
+    asked = asyncio.create_task(ask(tropilla, 1))
+    await tropilla.has(lambda: tropilla.fleet.pool.waiting == 1)
+    asked.cancel()
+
+
+async def test_restarts_one_after_the_other_lose_nothing(
+    gateway: Serve, engines: list[Engine]
+) -> None:
+    tropilla = await gateway(*(one.address for one in engines))
+    outcomes: Counter[str] = Counter()
+    over = False
+
+    async def asks(number: int) -> None:
+        while not over:
+            outcomes[outcome(await ask(tropilla, 2 * number + 1))] += 1
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(6):
+            group.create_task(asks(number))
+        for engine, upstream in zip(engines, tropilla.fleet.upstreams, strict=True):
+            await tropilla.has(lambda one=upstream: one.leases > 0)
+            await kill(engine)
+            await tropilla.until(lambda one=upstream: one.state != "ready")
+            await engine.start()
+            await tropilla.until(lambda one=upstream: one.state == "ready")
+        over = True
+    assert outcomes.keys() == {"whole"}
+
+
+@pytest.mark.parametrize("bounded", [True, False], ids=["bounded", "control"])
+async def test_what_is_too_much_is_refused(
+    gateway: Serve, engines: list[Engine], *, bounded: bool
+) -> None:
+    queue = QueueConfig(size=4 if bounded else 1000)
+    tropilla = await gateway(*(one.address for one in engines[:2]), queue=queue)
+    # 4 slots, and a queue of 4: the long ones hold the slots until all the others are there.
+    held = [asyncio.create_task(ask(tropilla, 1, tokens=1500)) for _ in range(4)]
+    await tropilla.has(lambda: sum(one.leases for one in tropilla.fleet.upstreams) == 4)
+    asked = [asyncio.create_task(ask(tropilla, number)) for number in range(24)]
+    outcomes = Counter([outcome(await one)[:3] for one in asked])
+    assert outcomes["503"] == (20 if bounded else 0)
+    assert outcomes["who"] + outcomes["str"] == (4 if bounded else 24)
+    assert [outcome(await one) for one in held] == ["whole"] * 4
+
+
+@pytest.mark.parametrize("turns", [True, False], ids=["turns", "control"])
+async def test_a_key_that_floods_does_not_keep_the_others_waiting(
+    gateway: Serve, engines: list[Engine], monkeypatch: pytest.MonkeyPatch, *, turns: bool
+) -> None:
+    if not turns:
+        monkeypatch.setattr(Pool, "_in_turn", lambda pool: iter(list(pool._waiting)))
+    keys = ("flood", "other")
+    tropilla = await gateway(engines[0].address, api_keys=keys)
+    pool, served = tropilla.fleet.pool, list[str]()
+
+    async def asks(key: str, tokens: int) -> None:
+        body = CHAT | {"max_tokens": tokens, "ignore_eos": True}
+        shown = {"authorization": f"Bearer {key}"}
+        assert (await tropilla.ask("POST", PATH, body, shown)).status == 200
+        served.append(key)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(2):
+            group.create_task(asks("flood", 1500))
+        await tropilla.has(lambda: tropilla.fleet.upstreams[0].leases == 2)
+        for _ in range(48):
+            group.create_task(asks("flood", 50))
+        await tropilla.has(lambda: pool.waiting == 48)
+        group.create_task(asks("other", 50))
+        await tropilla.has(lambda: pool.waiting == 49)
+    # It has the first slot that becomes free; of those before it, two had theirs.
+    assert (served.index("other") < 10) == turns
 
 
 async def many_leave(tropilla: Served, many: int) -> None:

@@ -40,6 +40,7 @@ async def test_a_post_is_passed_on_to_the_byte(
     assert (answer.status, answer.body) == (status, BODY[::-1])
     assert answer.headers["content-type"] == "application/x-odd; charset=utf-8"
     assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["x-tropilla-upstream"] == double.url
     (asked,) = double.requests
     assert (asked.method, asked.target, asked.body) == ("POST", path, BODY)
     assert asked.headers["content-type"] == "text/odd"

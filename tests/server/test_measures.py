@@ -68,7 +68,7 @@ class Kept:
     body: Any = None
 
     async def whole(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        assert (status, headers) == (200, {})
+        assert (status, headers.keys()) == (200, {"x-tropilla-upstream", "x-tropilla-queue-ms"})
         self.body = msgspec.json.decode(body)
 
 
@@ -82,6 +82,7 @@ async def test_openais_embeddings(gateway: Serve, double: Double, path: str) -> 
     answer = await tropilla.ask("POST", path, {"model": "m", "input": ["a", "b"]})
     assert answer.status == 200
     assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-tropilla-upstream"]
     assert answer.json["model"] == "m"
     assert [one["embedding"] for one in answer.json["data"]] == [[0.5, 1.0], [2.0, 3.0]]
     assert answer.json["usage"] == {"prompt_tokens": 5, "total_tokens": 5}

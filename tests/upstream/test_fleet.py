@@ -500,7 +500,11 @@ async def test_errors_in_a_row_take_an_upstream_out(
     ],
 )
 async def test_what_two_upstreams_died_of_is_given_to_no_third_one(
-    gateway: Serve, doubles: Start, path: str, body: dict[str, Any]
+    gateway: Serve,
+    doubles: Start,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    body: dict[str, Any],
 ) -> None:
     herd = [await doubles() for _ in range(3)]
     for double in herd:
@@ -512,6 +516,7 @@ async def test_what_two_upstreams_died_of_is_given_to_no_third_one(
     answer = await tropilla.ask("POST", path, body)
     assert answer.status == 400
     assert "Two servers have ended" in answer.error["message"]
+    assert "Two servers have ended" in caplog.text
     assert [len(one.requests) for one in herd] == asked
     other = body | {"model": "m", "user": "another"}
     assert (await tropilla.ask("POST", path, other)).status == 503

@@ -39,6 +39,7 @@ from tropilla.server.routes import (
     View,
 )
 from tropilla.upstream.fleet import Fleet
+from tropilla.upstream.refusals import STOPS_SERVERS
 
 STATUS: dict[ProblemKind, int] = {
     "malformed": 400,
@@ -320,7 +321,8 @@ class Gateway:
         reply = call.reply
         call.record.problem, call.record.status = problem, reply.status or status
         await call.record.enter()
-        if (status >= 500 and status != 501) or problem.kind == "limited":
+        told = (status >= 500 and status != 501) or problem.kind == "limited"
+        if told or problem.code == STOPS_SERVERS:
             self._log(call, problem, status)
         if reply.started:
             return  # the status is sent: all that is left is to cut the answer off

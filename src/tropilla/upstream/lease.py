@@ -50,6 +50,13 @@ class Lease:
         record.attempts += 1
         record.queued, record.expected = self.waited, self.expected
 
+    def headers(self) -> dict[str, str]:
+        """What a client is told of it."""
+        return {
+            "x-tropilla-upstream": self.upstream.name,
+            "x-tropilla-queue-ms": f"{self.waited * 1000:.0f}",
+        }
+
 
 class Ticket:
     """By which one who waits asks for its place."""

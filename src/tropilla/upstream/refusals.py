@@ -9,6 +9,9 @@ from tropilla.herd.pool import Ask, Rules, Why
 from tropilla.ir import Problem
 from tropilla.upstream.member import Upstream
 
+STOPS_SERVERS = "request_stops_servers"
+"""The code of a request that upstreams have died of."""
+
 _LONGEST_NAME = 200
 """Of a model that is not there: more of it tells nobody more."""
 
@@ -25,7 +28,7 @@ def refusal(
         case "queue_full" | "late":
             return _busy(why, rules)
         case "poison":
-            return Problem(kind="malformed", message=_POISON, code="request_stops_servers")
+            return Problem(kind="malformed", message=_POISON, code=STOPS_SERVERS)
         case "ending":
             return Problem(kind="unavailable", message="Tropilla ends.", retry_after=2)
         case "unavailable" | "loading":
