@@ -21,6 +21,7 @@ from tropilla.herd.pool import Effect, Pool
 from tropilla.upstream import fleet, probe
 from tropilla.upstream.engine import Engine, EngineOptions
 from tropilla.upstream.fleet import Fleet
+from tropilla.upstream.member import Upstream
 from tropilla.upstream.probe import busy_slots
 
 pytestmark = pytest.mark.anyio
@@ -165,6 +166,15 @@ async def test_without_giving_up_who_asks_the_dead_waits(
     asked.cancel()
 
 
+async def restart(tropilla: Served, engine: Engine, upstream: Upstream) -> None:
+    """Kill one while it works, and start it again; return when it is asked again."""
+    await tropilla.has(lambda: upstream.leases > 0)
+    await kill(engine)
+    await tropilla.until(lambda: upstream.state != "ready")
+    await engine.start()
+    await tropilla.until(lambda: upstream.state == "ready")
+
+
 async def test_restarts_one_after_the_other_lose_nothing(
     gateway: Serve, engines: list[Engine]
 ) -> None:
@@ -180,11 +190,7 @@ async def test_restarts_one_after_the_other_lose_nothing(
         for number in range(6):
             group.create_task(asks(number))
         for engine, upstream in zip(engines, tropilla.fleet.upstreams, strict=True):
-            await tropilla.has(lambda one=upstream: one.leases > 0)
-            await kill(engine)
-            await tropilla.until(lambda one=upstream: one.state != "ready")
-            await engine.start()
-            await tropilla.until(lambda one=upstream: one.state == "ready")
+            await restart(tropilla, engine, upstream)
         over = True
     assert outcomes.keys() == {"whole"}
 
