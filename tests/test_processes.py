@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -173,6 +174,9 @@ def test_whoever_dies_is_replaced_and_all_end_in_order() -> None:
             pass
         for _ in range(6):
             assert ask(address, "POST", PATH, MESSAGES)[0] == 200
+        # Whoever is asked tells what all have done, also those that are gone.
+        counted = r'tropilla_requests_total{dialect="openai_chat",[^}]*status="200"} 7\.0'
+        assert re.search(counted, ask(address, "GET", "/metrics")[1].decode())
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE) == 0
         for pid in now:

@@ -13,7 +13,7 @@ POSTS = (
     "/tokenize", "/detokenize", "/apply-template", "/embedding", "/v1/messages",
     "/v1/messages/count_tokens",
 )  # fmt: skip
-GETS = ("/props", "/slots", "/metrics", "/lora-adapters")
+GETS = ("/props", "/slots", "/lora-adapters")
 ADMIN = (
     ("POST", "/props"),
     ("POST", "/slots/0"),
@@ -158,16 +158,14 @@ async def test_head_has_no_body(gateway: Serve, double: Double) -> None:
             await exchange.raw(b"12345")
 
     tropilla = await gateway(double)
-    double.on("/metrics", headed)
+    double.on("/props", headed)
     raw = await tropilla.connect()
-    await raw.send(
-        b"HEAD /metrics HTTP/1.1\r\nHost: t\r\n\r\nGET /metrics HTTP/1.1\r\nHost: t\r\n\r\n"
-    )
+    await raw.send(b"HEAD /props HTTP/1.1\r\nHost: t\r\n\r\nGET /props HTTP/1.1\r\nHost: t\r\n\r\n")
     assert (await raw.head())[0] == 200
     assert (await raw.answer()).body == b"12345"
 
 
-@pytest.mark.parametrize("path", ["/props", "/slots", "/metrics"])
+@pytest.mark.parametrize("path", ["/props", "/slots"])
 async def test_the_real_engine_reads(gateway: Serve, engine: str, path: str) -> None:
     answer = await (await gateway(engine)).ask("GET", path)
     assert answer.status in {200, 501}

@@ -80,7 +80,12 @@ class Gateway:
     """Answers the requests of all clients."""
 
     def __init__(self, config: Config, fleet: Fleet, accounts: Accounts | None = None) -> None:
-        self.books: Sequence[Book] = () if accounts is None else (accounts.ledger,)
+        # What counts decides how when it is loaded: alone, or with other processes.
+        from tropilla.server import metrics  # noqa: PLC0415
+
+        self._metrics = metrics.Told(fleet)
+        kept: Sequence[Book] = () if accounts is None else (accounts.ledger,)
+        self.books: Sequence[Book] = (self._metrics.book, *kept)
         """Who takes note of every request."""
         self._accounts = accounts
         self._config = config
@@ -144,7 +149,10 @@ class Gateway:
             await self._refuse(call, problem)
         finally:
             record.status = reply.status
-            record.end()
+            try:
+                record.end()
+            except Exception:  # noqa: BLE001 - it is told, and the next request is served
+                log.defect("book.defect", "{request} is not in all books", request=record.id)
             self._open -= 1
             if not self._open:
                 self.idle.set()
@@ -368,6 +376,9 @@ class Gateway:
                 await reply.whole(200, msgspec.json.encode(herd.told(self._fleet)))
             case "route":
                 await self._route(call, reply)
+            case "metrics":
+                told = await self._metrics.told()
+                await reply.whole(200, told, content_type=self._metrics.CONTENT_TYPE)
             case "usage":
                 await self._usage(call, reply)
             case "models":

@@ -27,6 +27,8 @@ from tropilla.server.run import Again, listen, run
 from tropilla.upstream.siblings import Shared, Siblings
 
 _SHORT_LIFE_SECONDS = 5.0
+_SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+"""The name of prometheus_client's for the folder in which several processes count."""
 _SHORT_LIVES = 3
 """So many in a row, and it is no use to start another."""
 
@@ -72,6 +74,9 @@ def run_several(
 
         each = again_with_own if again is not None else None
         config = with_own(config)
+        # Loaded before, it would count for one process alone.
+        os.environ[_SHARED_METRICS] = str(Path(folder, "metrics"))
+        Path(folder, "metrics").mkdir()
         more = [listen(config, shared=True) for _ in range(1, config.workers)]
         return _Processes(config, [sockets, *more], on_first, each, file).serve()
 
@@ -106,6 +111,9 @@ class _Processes:
 
     def serve(self) -> str | None:
         """Serve until a signal ends it, or until it is no use to go on: then, why."""
+        # It looks at the variable when it is loaded.
+        from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
+
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._pass_on)
         for process in range(self._config.workers):
@@ -115,6 +123,7 @@ class _Processes:
             pid, status = os.wait()
             process, since = self._running.pop(pid)
             self._shared.forget(process)
+            mark_process_dead(pid)
             if self._ending:
                 continue
             short = time.monotonic() - since < _SHORT_LIFE_SECONDS

@@ -77,7 +77,7 @@ class Kept(Value, frozen=True, kw_only=True):
 class Own(Value, frozen=True, kw_only=True):
     """Answered by Tropilla itself."""
 
-    name: Literal["health", "models", "model", "openapi", "herd", "route", "usage"]
+    name: Literal["health", "models", "model", "openapi", "herd", "route", "usage", "metrics"]
     argument: str = ""
 
 
@@ -102,7 +102,7 @@ _GENERATING = frozenset({
     "/audio/transcriptions", "/v1/systemone",
 })  # fmt: skip
 """Those of them that take a slot there."""
-_READ = ("/props", "/slots", "/metrics", "/lora-adapters")
+_READ = ("/props", "/slots", "/lora-adapters")
 # What changes a server, or shows more of it than its models: tools, a proxy, its settings.
 _ADMIN = (
     ("GET", "/tools"),
@@ -144,6 +144,7 @@ def table() -> dict[str, Methods]:
     add("GET", "/api/herd", Own(name="herd"))
     add("POST", "/api/route", Own(name="route"))
     add("GET", "/api/usage", Own(name="usage"))
+    add("GET", "/metrics", Own(name="metrics"))
     for name in dialects.names():
         for route in dialects.named(name).ROUTES:
             for prefix in ("", "/v1") if route.v1 else ("",):

@@ -94,6 +94,7 @@ _OWN = {
         None,
         ("400", "401", "408", "413", "415", "500"),
     ),
+    "metrics": Shape("Counts and times, as Prometheus reads them", refuses=("401", "500")),
     "usage": Shape(
         "What was used",
         None,
