@@ -9,7 +9,7 @@ as many upstreams as there are. Several processes of one gateway count in shared
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Generic, TypeVar
 
 from prometheus_client import (
@@ -34,7 +34,7 @@ _MOST_KEYS = 1000
 """Beyond, a key is `other`."""
 _OTHER = "other"
 
-disable_created_metrics()  # nobody asks when a counter was made
+disable_created_metrics()  # type: ignore[no-untyped-call] # nobody asks when a counter was made
 
 _Child = TypeVar("_Child", Counter, Histogram)
 
@@ -43,7 +43,7 @@ class _Series(Generic[_Child]):
     """A series, and its children by what they are told apart by: to look one up is cheap."""
 
     def __init__(self, series: _Child) -> None:
-        self._series = series
+        self._series: _Child = series
         self._children: dict[tuple[str, ...], _Child] = {}
 
     def __call__(self, *labels: str) -> _Child:
@@ -168,7 +168,7 @@ class Metrics:
         counted = self._own
         if _SHARED in os.environ:
             counted = CollectorRegistry()
-            MultiProcessCollector(counted)
+            MultiProcessCollector(counted)  # type: ignore[no-untyped-call]
         return generate_latest(counted) + generate_latest(now)
 
 
@@ -183,10 +183,10 @@ class _Now:
 
 
 def gauge(
-    name: str, text: str, labels: tuple[str, ...], values: Mapping[tuple[str, ...], float]
+    name: str, text: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
 ) -> Metric:
     """What has these values now, by these labels."""
     family = GaugeMetricFamily(name, text, labels=labels)
-    for names, value in values.items():
+    for names, value in values:
         family.add_metric(names, value)
     return family

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 from prometheus_client.core import Metric
 
@@ -17,6 +18,7 @@ from tropilla.metrics import CONTENT_TYPE, Metrics, gauge
 from tropilla.upstream.fleet import Fleet
 from tropilla.upstream.member import Upstream
 
+_Value: TypeAlias = tuple[tuple[str, ...], float]
 _SCRAPE_SECONDS = 2.0
 _MOST_SAMPLES = 2000
 """Of one upstream."""
@@ -46,16 +48,19 @@ class Told:
 
 def _gauges(fleet: Fleet) -> Iterator[Metric]:
     """How the upstreams are now."""
-    up, slots, out = {}, {}, {}
+    up: list[_Value] = []
+    slots: list[_Value] = []
+    out: list[_Value] = []
     for one in fleet.upstreams:
         seen = fleet.candidate(one)
-        up[one.name,] = float(one.state == "ready")
-        out[one.name,] = fleet.quarantine(one) or 0.0
-        slots[one.name, "leased"] = float(seen.leases)
-        slots[one.name, "foreign"] = float(seen.foreign)
+        up.append(((one.name,), one.state == "ready"))
+        out.append(((one.name,), fleet.quarantine(one) or 0.0))
+        slots.append(((one.name, "leased"), seen.leases))
+        slots.append(((one.name, "foreign"), seen.foreign))
         if seen.slots is not None:
-            slots[one.name, "free"] = float(max(seen.slots - seen.leases - seen.foreign, 0))
-    queues = {(model or "",): float(count) for model, count in fleet.pool.queues().items()}
+            free = max(seen.slots - seen.leases - seen.foreign, 0)
+            slots.append(((one.name, "free"), free))
+    queues = [((model or "",), count) for model, count in fleet.pool.queues().items()]
     yield gauge("tropilla_upstream_up", "Whether an upstream is ready.", ("upstream",), up)
     yield gauge(
         "tropilla_upstream_slots", "Its slots: leased here, taken by others, free.",

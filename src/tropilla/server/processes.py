@@ -123,7 +123,7 @@ class _Processes:
             pid, status = os.wait()
             process, since = self._running.pop(pid)
             self._shared.forget(process)
-            mark_process_dead(pid)
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]
             if self._ending:
                 continue
             short = time.monotonic() - since < _SHORT_LIFE_SECONDS
