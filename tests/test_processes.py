@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -160,6 +161,14 @@ def test_a_column_is_the_same_for_all(shared: Shared) -> None:
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="who the children are is read in /proc")
 
 
+def counts(address: str, count: int) -> None:
+    """Wait until so many requests are counted, which must come: that is after they are answered."""
+    counted = rf'tropilla_requests_total{{dialect="openai_chat",[^}}]*status="200"}} {count}\.0'
+    until = time.monotonic() + DEADLINE
+    while not re.search(counted, told := ask(address, "GET", "/metrics")[1].decode()):
+        assert time.monotonic() < until, told
+
+
 @LINUX
 def test_whoever_dies_is_replaced_and_all_end_in_order() -> None:
     with (
@@ -167,6 +176,7 @@ def test_whoever_dies_is_replaced_and_all_end_in_order() -> None:
         serving("--upstream", double.url, "--workers", "3") as (process, address, _),
     ):
         assert ask(address, "POST", PATH, MESSAGES)[0] == 200
+        counts(address, 1)
         before = children(process.pid)
         assert len(before) == 3
         os.kill(before[0], signal.SIGKILL)
@@ -175,8 +185,7 @@ def test_whoever_dies_is_replaced_and_all_end_in_order() -> None:
         for _ in range(6):
             assert ask(address, "POST", PATH, MESSAGES)[0] == 200
         # Whoever is asked tells what all have done, also those that are gone.
-        counted = r'tropilla_requests_total{dialect="openai_chat",[^}]*status="200"} 7\.0'
-        assert re.search(counted, ask(address, "GET", "/metrics")[1].decode())
+        counts(address, 7)
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE) == 0
         for pid in now:
