@@ -5,7 +5,7 @@
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
-CLIENTS := openai2 openai3 frameworks llm
+CLIENTS := openai2 openai3 frameworks llm ollama
 NODE_CLIENTS := v6 v7
 PEERS := smg litellm flask
 
@@ -40,7 +40,8 @@ check: .venv/.dev ## Formatting, lint, types, and who may import whom
 
 clients: .venv/.serve $(CLIENTS:%=.venvs/%/.done) ## Try real clients, of Python and Node, on a real gateway
 	@if command -v node >/dev/null && command -v npm >/dev/null; then \
-		$(MAKE) --silent --no-print-directory $(NODE_CLIENTS:%=.venvs/node-%/.done) .venvs/node-ai_sdk/.done; \
+		$(MAKE) --silent --no-print-directory $(NODE_CLIENTS:%=.venvs/node-%/.done) .venvs/node-ai_sdk/.done \
+			.venvs/node-ollama/.done; \
 	fi
 	@exec $(BIN)/python tests/clients/run.py $(ARGS)
 
@@ -123,8 +124,10 @@ $(NODE_CLIENTS:%=.venvs/node-%/.done): .venvs/node-%/.done: tests/clients/openai
 	@touch $@
 
 .venvs/node-ai_sdk/.done: tests/clients/ai_sdk/package-lock.json
-	@echo "Setting up .venvs/node-ai_sdk ..."
-	@mkdir -p .venvs/node-ai_sdk
-	@cp tests/clients/ai_sdk/package*.json .venvs/node-ai_sdk
-	@npm ci --prefix .venvs/node-ai_sdk --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null
+.venvs/node-ollama/.done: tests/clients/ollama_node/package-lock.json
+.venvs/node-ai_sdk/.done .venvs/node-ollama/.done:
+	@echo "Setting up $(@D) ..."
+	@mkdir -p $(@D)
+	@cp $(<D)/package*.json $(@D)
+	@npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null
 	@touch $@

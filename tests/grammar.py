@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from tropilla.dialects import Dialect, Stamp, StreamParser
-from tropilla.framing import SseFramer
+from tropilla.framing import Framer, SseFramer, framer
 from tropilla.ir import (
     Answer,
     ChoiceEnded,
@@ -174,20 +174,31 @@ def parsed(
 ) -> list[Event]:
     """The events of a whole stream, as the relay reads them; the grammar is checked."""
     parser = back.stream_parser(request, extras=extras)
-    return read(parser, pieces)
+    return read(parser, pieces, cut_by=framed(back))
+
+
+def framed(dialect: Dialect) -> Framer:
+    """A framer for the streams of a dialect."""
+    found = framer(dialect.CONTENT_TYPE)
+    assert found is not None
+    return found
 
 
 def read(
-    parser: StreamParser, pieces: Iterable[bytes], broken: Problem | None = None
+    parser: StreamParser,
+    pieces: Iterable[bytes],
+    broken: Problem | None = None,
+    *,
+    cut_by: Framer | None = None,
 ) -> list[Event]:
     """Feed a parser; its bytes are over, or with `broken` they break off."""
-    framer = SseFramer()
+    cut_by = cut_by or SseFramer()
     events: list[Event] = []
     try:
         for piece in pieces:
-            events += parser.feed(framer.feed(piece))
+            events += parser.feed(cut_by.feed(piece))
         if broken is None:
-            events += parser.feed(framer.end())
+            events += parser.feed(cut_by.end())
             events += parser.end()
     except Malformed as error:
         # From the framer. A parser that raises one itself must not have told anything before it.

@@ -7,14 +7,18 @@ it back gives it again; so the laws compare with `==` and no excuses.
 from __future__ import annotations
 
 from base64 import b64encode
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+import msgspec
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from dialects.afs.asked import requests as afs_requests
 from dialects.openai_responses.asked import requests as response_requests
 from tropilla import ir
+from tropilla.dialects import names as dialect_names
 from tropilla.dialects._media import DETAILS
 from tropilla.ir import (
     Chat,
@@ -79,6 +83,10 @@ class Carries(NamedTuple):
     """Of what is not text, and of the end of a choice, no probabilities are told."""
     calls_are_reasons: bool = False
     """Whether a choice ended in calls is told by the calls that it made."""
+    objects_are_called: bool = False
+    """The arguments of a call are the object that they are."""
+    calls_come_whole: bool = False
+    """Of a call that breaks off, nothing is told."""
 
 
 CARRIES = {
@@ -327,6 +335,9 @@ def requests(draw: st.DrawFn, dialect: str) -> Request:
         return draw(afs_requests())
     if dialect == "openai_responses":
         return draw(response_requests(knobs, unknown))
+    if dialect in OWN:
+        own: Request = draw(OWN[dialect].requests())
+        return own
     can = CARRIES[dialect]
     asked: st.SearchStrategy[Any] = st.nothing()
     for kind, strategy in (
@@ -394,6 +405,17 @@ class Asked(NamedTuple):
 
 
 @st.composite
+def _texts(draw: st.DrawFn, kind: PartKind, can: Carries) -> list[str]:
+    """What the deltas of a part say."""
+    if kind == "tool_call" and can.objects_are_called:
+        said = msgspec.json.encode(draw(json_objects)).decode()
+        cut = draw(st.integers(1, len(said)))
+        return [said[:cut], said[cut:]]
+    first = words if kind == "tool_call" else some
+    return [draw(first), *draw(st.lists(words, max_size=3))]
+
+
+@st.composite
 def _choice(draw: st.DrawFn, request: Request, index: int, can: Carries) -> list[Event]:
     told: list[Event] = []
     last: PartKind | None = None
@@ -414,12 +436,7 @@ def _choice(draw: st.DrawFn, request: Request, index: int, can: Carries) -> list
         last = kind
         call: Any = {"id": draw(some), "name": draw(some)} if kind == "tool_call" else {}
         told.append(PartStarted(choice=index, kind=kind, **call))
-        first = words if kind == "tool_call" else some
-        told.append(PartDelta(choice=index, text=draw(first), **extra()))
-        told += [
-            PartDelta(choice=index, text=text, **extra())
-            for text in draw(st.lists(words, max_size=3))
-        ]
+        told += [PartDelta(choice=index, text=text, **extra()) for text in draw(_texts(kind, can))]
         told.append(PartEnded(choice=index))
     reason = draw(st.sampled_from(can.reasons))
     if can.calls_are_reasons and reason in {"stop", "tool_calls"}:
@@ -461,7 +478,12 @@ def answers(draw: st.DrawFn, request: Request, can: Carries, *, fail: bool = Tru
         queue = draw(st.sampled_from([queue for queue in left if queue]))
         told.append(queue.pop(0))
     if fail and draw(st.booleans()):
-        return broken(told[: draw(st.integers(1, len(told)))], draw(some))
+        some_told = told[: draw(st.integers(1, len(told)))]
+        if can.objects_are_called and isinstance(some_told[-1], PartStarted):
+            some_told.pop()  # a call that ends without a word is one of no arguments
+        if can.calls_come_whole:
+            some_told = without_open_call(some_told)
+        return broken(some_told, draw(some))
     cached = draw(maybe(count)) if can.timings else None
     timings: JsonObject | None = None
     if can.timings and (cached is not None or draw(st.booleans())):
@@ -474,6 +496,18 @@ def answers(draw: st.DrawFn, request: Request, can: Carries, *, fail: bool = Tru
         reasoning_tokens=draw(maybe(count)) if can.usage_details else None,
     )
     return [*told, Finished(usage=usage, timings=timings)]
+
+
+def without_open_call(told: list[Event]) -> list[Event]:
+    """The same stream up to a call that has not ended."""
+    for place in range(len(told) - 1, -1, -1):
+        match told[place]:
+            case PartStarted(kind="tool_call"):
+                return told[:place]
+            case PartDelta():
+                continue
+        break
+    return told
 
 
 def broken(told: list[Event], why: str) -> list[Event]:
@@ -520,3 +554,14 @@ def _mutated_once(draw: st.DrawFn, value: Json) -> Json:
             return value[:at] + value[at + 1 :]
         case _:
             return [*value[:at], value[at], *value[at:]]
+
+
+# Dialects that say all of this themselves, in `dialects/NAME/asked.py`: `CARRIES`, `requests()`,
+# whether a request is `unsayable`, and the `SMALLEST` one.
+
+OWN: dict[str, Any] = {
+    name: import_module(f"dialects.{name}.asked")
+    for name in dialect_names()
+    if name not in CARRIES and find_spec(f"dialects.{name}") and find_spec(f"dialects.{name}.asked")
+}
+CARRIES |= {name: asked.CARRIES for name, asked in OWN.items()}

@@ -8,10 +8,11 @@ from typing import get_args
 
 import msgspec
 import pytest
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from tropilla import dialects
 from tropilla.ir import Problem, ProblemKind
-from tropilla.server.app import _WORKED, STATUS
+from tropilla.server.app import _NEVER, STATUS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "errors.md").read_text(encoding="utf-8")
 ROWS = [
@@ -47,16 +48,30 @@ def test_a_row_says_what_sdks_do(kind: ProblemKind) -> None:
     _, status, type_, _, again, headers = row_of(kind)
     # OpenAI's SDKs ask again after these, unless they are told not to.
     by_itself = int(status) in {408, 409, 429} or int(status) >= 500
-    assert again == ("yes" if by_itself and kind not in _WORKED else "no")
-    assert ("`x-should-retry: false`" in headers) == (kind in _WORKED)
+    assert again == ("yes" if by_itself and kind not in _NEVER else "no")
+    assert ("`x-should-retry: false`" in headers) == (kind in _NEVER)
     native = dialects.named("llamacpp").render_problem(Problem(kind=kind, message="why"), 1)
     told = msgspec.json.decode(native)["error"]
     assert told["code"] == 1
     assert f"`{told['type']}`" == type_.split(" / ")[-1]
 
 
+OPENAI = [name for name in dialects.names() if not dialects.schemas(name)]
+
+
 @pytest.mark.parametrize("name", dialects.names())
-def test_every_dialect_has_all_four_keys(name: str) -> None:
+def test_every_dialect_has_its_own_envelope(name: str) -> None:
+    for kind in KINDS:
+        body = dialects.named(name).render_problem(Problem(kind=kind, message="why"), STATUS[kind])
+        told = msgspec.json.decode(body)
+        if schemas := dialects.schemas(name):
+            validator = Draft202012Validator({"$defs": schemas, **schemas[f"{name.title()}Error"]})
+            assert not list(validator.iter_errors(told))
+        assert b"why" in body
+
+
+@pytest.mark.parametrize("name", OPENAI)
+def test_every_dialect_of_openais_kind_has_all_four_keys(name: str) -> None:
     for kind in KINDS:
         body = dialects.named(name).render_problem(Problem(kind=kind, message="why"), STATUS[kind])
         told = msgspec.json.decode(body)

@@ -1,4 +1,4 @@
-"""Server-sent events, as browsers read them and as servers have written them."""
+"""Server-sent events, as browsers read them and as servers have written them; lines of JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies import law
-from tropilla.framing import COMMENT, SSE_DONE, SSE_PING, Frame, SseFramer, sse
+from tropilla.framing import COMMENT, SSE_DONE, SSE_PING, Frame, LineFramer, SseFramer, framer, sse
 from tropilla.ir import Malformed
 
 
@@ -153,3 +153,43 @@ def test_what_is_said_is_what_is_read(data: bytes) -> None:
 
 def test_the_end_and_the_sign_of_life() -> None:
     assert frames_of(SSE_PING, SSE_DONE) == [Frame(COMMENT, b""), Frame("", b"[DONE]")]
+
+
+# Lines of JSON.
+
+
+def lines_of(*pieces: bytes, limit: int = 100) -> list[bytes]:
+    cut = LineFramer(limit)
+    frames = [frame for piece in pieces for frame in cut.feed(piece)]
+    return [frame.data for frame in frames + cut.end()]
+
+
+@pytest.mark.parametrize(
+    ("stream", "lines"),
+    [
+        (b'{"a":1}\n{"b":2}\n', [b'{"a":1}', b'{"b":2}']),
+        (b'{"a":1}\r\n{"b":2}', [b'{"a":1}', b'{"b":2}']),
+        (b' \t{"a":1}\n\n \n', [b'{"a":1}']),
+        ('{"a":"ä\u2028"}\n'.encode(), ['{"a":"ä\u2028"}'.encode()]),
+        (b"", []),
+    ],
+)
+def test_lines_are_the_same_however_they_are_cut(stream: bytes, lines: list[bytes]) -> None:
+    assert lines_of(stream) == lines_of(*bytewise(stream)) == lines
+
+
+@pytest.mark.parametrize("size", [1, 7, 200])
+def test_a_line_has_a_bound(size: int) -> None:
+    line = b"x" * 101
+    with pytest.raises(Malformed):
+        lines_of(*(line[at : at + size] for at in range(0, 101, size)))
+    with pytest.raises(Malformed):
+        lines_of(b"x\n" + line + b"\nx")
+    assert lines_of(b"x" * 100 + b"\n") == [b"x" * 100]
+
+
+def test_a_stream_is_known_by_its_type() -> None:
+    assert isinstance(framer("text/event-stream; charset=utf-8"), SseFramer)
+    assert isinstance(framer("Application/X-NDJSON"), LineFramer)
+    assert framer("application/json") is None
+    assert framer("") is None

@@ -20,7 +20,7 @@ from tropilla import calls, ir
 from tropilla.dialects import Dialect
 from tropilla.dialects._ages import chat_streams
 from tropilla.dialects._openai import decode, sum_usages
-from tropilla.framing import COMMENT, Frame, SseFramer
+from tropilla.framing import COMMENT, Frame, Framer, framer
 from tropilla.ir import (
     Completion,
     Event,
@@ -155,7 +155,8 @@ class _Single:
         self._wire = back.render_request(request, traits)
         self._body = _encoded(self._wire.body)
         self._parser = back.stream_parser(request, extras=extras)
-        self._framer = SseFramer()
+        self._framer: Framer | None = None
+        """Of the answer, if that is a stream."""
         self._stack = AsyncExitStack()
         self._answer: Incoming | None = None
         self._first = b""
@@ -183,10 +184,11 @@ class _Single:
         path = self._wire.path if traits.v1 else self._wire.path.removeprefix("/v1")
         sent = self._upstream.link.send("POST", path, self._body, _JSON)
         self._answer = answer = await self._stack.enter_async_context(sent)
+        self._framer = framer(answer.content_type)
         old = traits.llamacpp and traits.build < QUEUES
         if answer.status != 200:
             raise ProblemError(await self._refusal(answer, path, old=old))
-        if old and _streams(answer):
+        if old and self._framer is not None:
             self._first = await answer.read()
             # Without a free slot: an empty stream before b1542, an `error:` line since then.
             if not self._first or b'"slot unavailable"' in self._first:
@@ -240,7 +242,7 @@ class _Single:
         answer = self._answer
         assert answer is not None, "an exchange is entered before it is read"  # noqa: S101
         try:
-            if not _streams(answer):
+            if self._framer is None:
                 # It was asked to stream, and answered all the same.
                 body = decode(await answer.whole())
                 _check(body, self._back)
@@ -263,10 +265,6 @@ class _Single:
 
 def _is_ping(frames: list[Frame]) -> bool:
     return len(frames) == 1 and frames[0].event == COMMENT
-
-
-def _streams(answer: Incoming) -> bool:
-    return answer.content_type.lower().startswith("text/event-stream")
 
 
 def _encoded(body: JsonObject) -> bytes:

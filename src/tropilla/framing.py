@@ -1,4 +1,4 @@
-"""Bytes to frames and back: server-sent events.
+"""Bytes to frames and back: server-sent events, and lines of JSON.
 
 A framer is fed whatever pieces a socket gives and returns the frames that are whole so far; what
 is not whole it holds, up to a bound. Cut anywhere, even inside a character or between CR and LF,
@@ -9,7 +9,7 @@ raises nothing but `Malformed`.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from tropilla.ir import Malformed
 
@@ -18,7 +18,7 @@ MAX_FRAME = 16 * 1024 * 1024
 
 
 class Frame(NamedTuple):
-    """One server-sent event. A comment, which only says "I live", has the event `COMMENT`."""
+    """One event, or one line. A comment, which only says "I live", has the event `COMMENT`."""
 
     event: str
     data: bytes
@@ -28,6 +28,20 @@ COMMENT = ":"
 _PLAIN_START = b"data: "
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _EMPTY_LINE = re.compile(rb"\n[\r\n]|\r\r")
+
+
+class Framer(Protocol):
+    """Takes pieces, gives what is whole."""
+
+    def feed(self, piece: bytes) -> list[Frame]:
+        """Take the next piece; return the frames that are now whole.
+
+        Raises:
+            Malformed: one of them is larger than the limit.
+        """
+
+    def end(self) -> list[Frame]:
+        """The stream is over: what was held is the last frame, if it was one."""
 
 
 class SseFramer:
@@ -144,6 +158,62 @@ class SseFramer:
 def _has_empty_line(data: bytes) -> bool:
     """Whether an event ends in these bytes, or will with the next one."""
     return b"\n\n" in data or (b"\r" in data and _EMPTY_LINE.search(data) is not None)
+
+
+class LineFramer:
+    """Lines of JSON (NDJSON). An empty line, and the space before a line, say nothing."""
+
+    def __init__(self, limit: int = MAX_FRAME) -> None:
+        self._held: list[bytes] = []
+        """The line that is not whole yet, as it came."""
+        self._size = 0
+        self._limit = limit
+
+    def feed(self, piece: bytes) -> list[Frame]:
+        """Take the next piece; return the lines that are now whole.
+
+        Raises:
+            Malformed: one line is larger than the limit.
+        """
+        first, *rest = piece.split(b"\n")
+        self._held.append(first)
+        self._size += len(first)
+        if not rest:
+            self._check(self._size)
+            return []
+        lines = [b"".join(self._held), *rest]
+        self._hold(lines.pop())
+        return [frame for line in lines for frame in self._read(line)]
+
+    def end(self) -> list[Frame]:
+        """The stream is over: what was held is the last line, if it was one."""
+        held = b"".join(self._held)
+        self._hold(b"")
+        return self._read(held)
+
+    def _hold(self, data: bytes) -> None:
+        self._check(len(data))
+        self._held, self._size = [data], len(data)
+
+    def _read(self, line: bytes) -> list[Frame]:
+        self._check(len(line))
+        line = line.strip(b" \t\r")
+        return [Frame("", line)] if line else []
+
+    def _check(self, size: int) -> None:
+        if size > self._limit:
+            raise Malformed(f"A line of the stream is larger than {self._limit} bytes.")
+
+
+_FRAMERS: dict[str, type[SseFramer | LineFramer]] = {
+    "text/event-stream": SseFramer, "application/x-ndjson": LineFramer,
+}  # fmt: skip
+
+
+def framer(content_type: str) -> Framer | None:
+    """A framer for a stream of this type; `None` if it is no stream."""
+    kind = _FRAMERS.get(content_type.partition(";")[0].strip().lower())
+    return None if kind is None else kind()
 
 
 def sse(data: bytes, event: str = "") -> bytes:

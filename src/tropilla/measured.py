@@ -13,7 +13,7 @@ phase (the task is cancelled) closes the upstream's connection.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -56,10 +56,12 @@ async def measure(
     key: str = "",
     body: int = 0,
     matryoshka: bool = False,
+    render: Callable[[Any, str], bytes] | None = None,
 ) -> None:
     """Serve one request for numbers; `matryoshka` models allow vectors of fewer dimensions.
 
-    `key` is whose it is, and `body` a fingerprint of what was asked.
+    `key` is whose it is, and `body` a fingerprint of what was asked. `render` says the answer in
+    another form than the measure's own; it is given the name of the model here.
 
     Raises:
         ProblemError: nothing has been sent, and nothing can be.
@@ -74,7 +76,8 @@ async def measure(
             usage = await _count(one.counted(request), lease)
             answer = msgspec.structs.replace(answer, usage=usage)
         try:
-            body = one.render_answer(answer, request, request.model or lease.name)
+            name = request.model or lease.name
+            body = render(answer, name) if render else one.render_answer(answer, request, name)
         except RecursionError:
             raise ProblemError(_TOO_DEEP) from None
         record.used(answer.usage)

@@ -68,6 +68,8 @@ class Origin(NamedTuple):
     """A fingerprint of what was asked."""
     model: str | None = None
     """The name that the client has for the model, where the request has another."""
+    spent: Callable[[], float] | None = None
+    """How many seconds ago it came."""
 
 
 _MOST_CHOICES = 16384
@@ -146,7 +148,8 @@ def ask_of(request: Request, origin: Origin, *, alone: bool = False) -> Ask:
 def _stamp(request: Request, origin: Origin, lease: Lease | None = None) -> Stamp:
     name = "" if lease is None else lease.name
     n_ctx = None if lease is None else lease.upstream.traits.n_ctx
-    return Stamp(origin.unique, origin.created, origin.model or request.model or name, n_ctx)
+    model = origin.model or request.model or name
+    return Stamp(origin.unique, origin.created, model, n_ctx, origin.spent)
 
 
 def _minds_options(upstream: Upstream, problem: Problem) -> bool:

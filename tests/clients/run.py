@@ -1,4 +1,4 @@
-"""Tries real OpenAI SDKs on a real gateway: `make clients`.
+"""Tries real SDKs on a real gateway: `make clients`.
 
 Each client is a program in an environment of its own. It is told the addresses in its environment,
 and prints a line for its version and one for each check: `version 3.54.0`, `ok GROUP: NAME`,
@@ -39,6 +39,8 @@ class Client:
     """Of its environment, below `.venvs`."""
     program: str
     """A folder below `tests/clients`."""
+    page: str = "clients.md"
+    """Whose examples are run with it."""
 
     @property
     def is_node(self) -> bool:
@@ -68,6 +70,8 @@ CLIENTS = [
     Client("openai (Python) 3.x", "openai3", "openai_python"),
     Client("openai (Node) 6.x", "node-v6", "openai_node"),
     Client("openai (Node) 7.x", "node-v7", "openai_node"),
+    Client("ollama (Python) 0.6", "ollama", "ollama_python", "ollama.md"),
+    Client("ollama (Node) 0.6", "node-ollama", "ollama_node", "ollama.md"),
 ]
 
 
@@ -99,12 +103,12 @@ def why_no_node() -> str:
 
 
 def try_examples(result: Result, base: str) -> None:
-    """What docs/clients.md shows, as it is there but for the address and the key."""
-    page = PAGE.read_text(encoding="utf-8")
+    """What the page of a client shows, as it is there but for the address and the key."""
+    page = (PAGE.parent / result.client.page).read_text(encoding="utf-8")
     language = "js" if result.client.is_node else "python"
     for code in re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
         line = page[: page.index(code)].count("\n") + 1
-        here = code.replace("http://127.0.0.1:8081", base).replace('"none"', f'"{stage.KEY}"')
+        here = re.sub(r'\bnone"', f'{stage.KEY}"', code.replace("http://127.0.0.1:8081", base))
         try:
             done = subprocess.run(
                 result.client.example(here), stdin=subprocess.DEVNULL, capture_output=True,

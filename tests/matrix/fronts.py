@@ -1,13 +1,16 @@
-"""The five ways in which a client asks for text, and how it reads the answer."""
+"""The ways in which a client asks for text, and how it reads the answer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import msgspec
 
 from conftest import Answer
+from tropilla.dialects import names
 
 JsonObject = dict[str, Any]
 
@@ -47,9 +50,10 @@ class Front(NamedTuple):
     def told(self, answer: Answer) -> Told:
         """What an answer says; it must be complete."""
         assert answer.status == 200, answer.body
-        if not answer.headers["content-type"].startswith("text/event-stream"):
+        kind = answer.headers["content-type"]
+        if kind == "application/json":
             return self.whole(answer.json)
-        events = [event for event in read(answer.body) if event is not None]
+        events = [event for event in read(answer.body, kind) if event is not None]
         if self.done:
             assert events.pop() == "[DONE]"
         return self.stream(events)
@@ -59,16 +63,18 @@ class Front(NamedTuple):
         if answer.status != 200:
             error = answer.json["error"]
         else:
-            events = read(answer.body)
+            events = read(answer.body, answer.headers["content-type"])
             if self.done:
                 assert events.pop() == "[DONE]"
             error = events[-1]["error"]
-        message: str = error["message"]
+        message: str = error if isinstance(error, str) else error["message"]
         return message
 
 
-def read(body: bytes) -> list[Any]:
+def read(body: bytes, kind: str) -> list[Any]:
     """The events of a stream, as a client reads them: pings are none."""
+    if kind == "application/x-ndjson":
+        return [msgspec.json.decode(line) for line in body.splitlines()]
     blocks = body.split(b"\n\n")
     assert blocks.pop() == b"", "the stream ends in the middle of an event"
     data = [one.removeprefix(b"data: ") for one in blocks if one.startswith(b"data: ")]
@@ -175,10 +181,14 @@ def _stream_afs(chunks: list[Any]) -> Told:
 
 
 _CONVERSATION, _GENERATE = "/api/models/conversation", "/api/models/generate"
-FRONTS = (
+FRONTS: tuple[Front, ...] = (
     Front("OpenAI chat", "/v1/chat/completions", _ask_chat, _whole_chat, _stream_chat),
     Front("OpenAI completions", "/v1/completions", _ask_text, _whole_text, _stream_text),
     Front("llama.cpp native", "/completion", _ask_native, _whole_native, _stream_native),
     Front("AFS conversation", _CONVERSATION, _ask_conversation, _whole_afs, _stream_afs),
     Front("AFS generate", _GENERATE, _ask_generate, _whole_afs, _stream_afs),
 )
+# Dialects that say it themselves, in `dialects/NAME/front.py`.
+for _name in names():
+    if find_spec(f"dialects.{_name}") and find_spec(f"dialects.{_name}.front"):
+        FRONTS += import_module(f"dialects.{_name}.front").FRONTS

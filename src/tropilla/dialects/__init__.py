@@ -17,7 +17,7 @@ from typing import Protocol, cast
 
 import msgspec
 
-from tropilla.dialects._beside import Counter, Instead, Page, Shape
+from tropilla.dialects._beside import Counter, Face, Instead, Page, Shape
 from tropilla.framing import Frame
 from tropilla.ir import Answer, Event, Json, JsonObject, Problem, Request, Traits, Value
 
@@ -57,13 +57,15 @@ class Stamp(msgspec.Struct, frozen=True):
     """What a reply needs that no pure function may make up.
 
     `unique` becomes part of the ids; `created` is in seconds since 1970, UTC; `model` is the
-    name by which the client asked; `n_ctx` is the context of a slot, in tokens, where it is known.
+    name by which the client asked; `n_ctx` is the context of a slot, in tokens, where it is known;
+    `spent` tells how many seconds ago the request came.
     """
 
     unique: str
     created: int
     model: str
     n_ctx: int | None = None
+    spent: Callable[[], float] | None = None
 
 
 class StreamParser(Protocol):
@@ -173,6 +175,12 @@ def pages(name: str) -> tuple[Page, ...]:
 def counters(name: str) -> tuple[Counter, ...]:
     """Where a dialect counts tokens."""
     told: tuple[Counter, ...] = getattr(named(name), "COUNTERS", ())
+    return told
+
+
+def faces(name: str) -> tuple[Face, ...]:
+    """Where a dialect answers with numbers."""
+    told: tuple[Face, ...] = getattr(named(name), "FACES", ())
     return told
 
 

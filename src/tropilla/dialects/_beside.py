@@ -3,6 +3,7 @@
 A dialect may have these members, or any of them:
 
 - `PAGES`, a tuple of `Page`: paths that are answered from what a gateway knows, or refused;
+- `FACES`, a tuple of `Face`: paths on which a measure is asked in a form of the dialect's own;
 - `COUNTERS`, a tuple of `Counter`: paths on which the tokens of a prompt are counted;
 - `SCHEMAS`: what its `Shape`s name, for the OpenAPI document; the dialect's name, as a title, and
   `Error` is the schema of its refusals;
@@ -11,7 +12,8 @@ A dialect may have these members, or any of them:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -79,7 +81,21 @@ class Page(Value, frozen=True, kw_only=True):
 
 
 Instead: TypeAlias = Callable[[Visit], Shown | None]
-"""What of a path for generation is answered at once, if it asks for no text."""
+"""Answers at once what asks an upstream for nothing."""
+
+
+class Face(Value, frozen=True, kw_only=True):
+    """A path on which vectors are wanted in a form of the dialect's own.
+
+    `parse` says the request as OpenAI has it, and raises `Malformed`; `render` is given the
+    vectors, the usage and the name by which the client knows the model.
+    """
+
+    path: str
+    parse: Callable[[JsonObject], JsonObject]
+    render: Callable[[Sequence[array[float]], Usage | None, str], bytes]
+    shape: Shape
+    instead: Instead | None = None
 
 
 def openai_count(usage: Usage) -> bytes:

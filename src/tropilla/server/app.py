@@ -10,6 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import ceil
 from urllib.parse import parse_qs
 
@@ -17,9 +18,10 @@ import msgspec
 
 from tropilla import __version__, dialects, log, measured, measures, relay
 from tropilla.config import Config
-from tropilla.dialects._beside import Known, Shown, Visit
+from tropilla.dialects._beside import Face, Known, Shown, Visit
 from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemError, ProblemKind, Request
 from tropilla.keys import Keys
+from tropilla.measures import Vectors
 from tropilla.record import Book, Record
 from tropilla.server import herd, models, responses
 from tropilla.server.accounts import Accounts
@@ -224,6 +226,7 @@ class Gateway:
             session=_session(call, request),
             body=hash(data),
             model=model,
+            spent=lambda: time.perf_counter() - reply.began,
         )
         call.record.session = origin.session
         await relay.generate(
@@ -289,16 +292,23 @@ class Gateway:
 
     async def _measure(self, call: Call, action: Measure, reply: Reply) -> None:
         data = await self._text(call)
-        measure = measures.named(action.name)
-        request = measure.parse_request(_object(data), action.path)
+        body, measure, face = _object(data), measures.named(action.name), action.face
+        if face is not None:
+            if face.instead is not None and (shown := face.instead(self._visit(call, body))):
+                await _show(shown, reply)
+                return
+            body = face.parse(body)
+        request = measure.parse_request(body, action.path)
+        model = request.model
         await measured.measure(
             measure,
-            request,
+            msgspec.structs.replace(request, model=self._served_as(call, model)),
             call.record,
             fleet=self._fleet,
             reply=reply,
             key=call.owner or call.client,
             body=hash(data),
+            render=None if face is None else partial(_faced, face, model),
         )
 
     async def _forward(self, call: Call, action: Forward, reply: Reply) -> None:
@@ -446,6 +456,11 @@ _HEALTH = Own(name="health")
 def _is_public(action: Action | None) -> bool:
     """Whether it is answered without a key."""
     return action.page.public if isinstance(action, View) else action == _HEALTH
+
+
+def _faced(face: Face, model: str | None, answer: Vectors, name: str) -> bytes:
+    """Vectors in a dialect's own form, under the name by which the client knows the model."""
+    return face.render(answer.vectors, answer.usage, model or name)
 
 
 async def _show(shown: Shown, reply: Reply) -> None:

@@ -19,6 +19,7 @@ _EVERY = (
     b"x-tropilla-queue-ms, x-tropilla-overhead-ms, x-tropilla-cache-tokens\r\n"
     b"openai-version: 2020-10-01\r\n"
 )
+_STREAMED = ("text/event-stream", "application/x-ndjson")
 _STREAM = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 _METHODS = "GET, POST, DELETE, HEAD, OPTIONS"
 _DEFAULT_ALLOWED = "authorization, content-type, x-api-key, api-key"
@@ -94,7 +95,7 @@ class Reply:
     ) -> None:
         """Send the head of an answer of unknown length, and the first piece of its body."""
         self._chunks = not self._old
-        framing = _STREAM if content_type.startswith("text/event-stream") else b""
+        framing = _STREAM if content_type.startswith(_STREAMED) else b""
         if self._chunks:
             framing += b"transfer-encoding: chunked\r\n"
         told = self._head(status, content_type, headers, framing, keeps=self._chunks)

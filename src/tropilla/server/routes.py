@@ -6,7 +6,7 @@ character of the name, never a new path.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Literal, TypeAlias
 from urllib.parse import unquote
 
@@ -14,7 +14,7 @@ import msgspec
 
 from tropilla import dialects, measures
 from tropilla.dialects import Route
-from tropilla.dialects._beside import Counter, Page
+from tropilla.dialects._beside import Counter, Face, Page
 from tropilla.ir import Value
 
 
@@ -36,6 +36,8 @@ class Measure(Value, frozen=True, kw_only=True):
     name: str
     path: str
     dialect: str
+    face: Face | None = None
+    """The form in which it is wanted, where it is not the measure's own."""
 
 
 class Forward(Value, frozen=True, kw_only=True):
@@ -117,6 +119,8 @@ _ADMIN = (
     ("POST", "/models/unload"),
     ("GET", "/models/sse"),
 )
+_VECTORS, _ASKED = "embeddings", "/v1/embeddings"
+"""The measure of vectors, and the path on which it is asked as OpenAI does."""
 _SLOT = "/slots/"
 _MODELS = ("/v1/models/", "/models/")
 _RESPONSES = ("/v1/responses/", "/responses/")
@@ -146,12 +150,8 @@ def table() -> dict[str, Methods]:
     add("GET", "/api/usage", Own(name="usage"))
     add("GET", "/metrics", Own(name="metrics"))
     for name in dialects.names():
-        for route in dialects.named(name).ROUTES:
-            for prefix in ("", "/v1") if route.v1 else ("",):
-                add("POST", prefix + route.path, Generate(dialect=name, route=route))
-        for counter in dialects.counters(name):
-            for prefix in ("", "/v1") if counter.v1 else ("",):
-                add("POST", prefix + counter.path, Count(dialect=name, counter=counter))
+        for path, action in _asked_in(name):
+            add("POST", path, action)
     for name in measures.names():
         for place in measures.named(name).PLACES:
             add("POST", place.path, Measure(name=name, path=place.path, dialect=place.dialect))
@@ -159,6 +159,18 @@ def table() -> dict[str, Methods]:
         if not path.endswith("}"):
             routes.setdefault(path, {}).update(methods)
     return routes
+
+
+def _asked_in(dialect: str) -> Iterator[tuple[str, Action]]:
+    """Where a dialect is asked for what an upstream does."""
+    for route in dialects.named(dialect).ROUTES:
+        for prefix in ("", "/v1") if route.v1 else ("",):
+            yield prefix + route.path, Generate(dialect=dialect, route=route)
+    for face in dialects.faces(dialect):
+        yield face.path, Measure(name=_VECTORS, path=_ASKED, dialect=dialect, face=face)
+    for counter in dialects.counters(dialect):
+        for prefix in ("", "/v1") if counter.v1 else ("",):
+            yield prefix + counter.path, Count(dialect=dialect, counter=counter)
 
 
 def marked() -> dict[str, dict[str, Methods]]:

@@ -11,7 +11,7 @@ from functools import cache
 import msgspec
 
 from tropilla import __version__, dialects
-from tropilla.dialects._beside import Shape
+from tropilla.dialects._beside import Face, Shape
 from tropilla.ir import JsonObject
 from tropilla.server.openapi.schemas import SCHEMAS, event, ref
 from tropilla.server.routes import (
@@ -203,6 +203,8 @@ def operation(action: Action, method: str, path: str) -> JsonObject:
     match action:
         case Generate(dialect=name):
             return _operation(_shape(action, path), name)
+        case Measure(face=Face(shape=shape), dialect=dialect):
+            return _operation(shape, dialect)
         case Measure(name=name, dialect=dialect):
             afs = dialect == "afs"
             return _operation(_AFS_EMBEDDINGS if afs else _MEASURE[name], dialect)
