@@ -9,9 +9,10 @@ CLIENTS := openai2 openai3 frameworks llm ollama
 NODE_CLIENTS := v6 v7
 PEERS := smg litellm flask
 
-# Only what is locked, by its hash, and nothing that would have to be compiled here.
+# Only what is locked, by its hash, and nothing that would have to be compiled here. The locks are
+# complete: pip does not look for what else there may be.
 PIP := -m pip --disable-pip-version-check --quiet
-LOCKED := install --require-hashes --only-binary :all: --requirement
+LOCKED := install --require-hashes --no-deps --only-binary :all: --requirement
 # pip takes options from these too; an index of your own still works, which the hashes keep honest.
 unexport PIP_REQUIRE_VIRTUALENV PIP_USER PIP_TARGET PIP_PREFIX PYTHONPATH PYTHONHOME
 

@@ -433,6 +433,12 @@ class Listener:
     async def end(self) -> None:
         raise NotImplementedError
 
+    def push(self, data: bytes) -> bool:
+        raise NotImplementedError
+
+    async def sent(self) -> None:
+        raise NotImplementedError
+
     async def write(self, data: bytes) -> None:
         assert b"response.completed" in data
         await self._look()

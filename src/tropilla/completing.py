@@ -14,7 +14,7 @@ import msgspec
 from tropilla import ir, scoring
 from tropilla.counting import Counted
 from tropilla.dialects import Dialect
-from tropilla.exchange import Exchange, exchange
+from tropilla.exchange import Exchange, Take, exchange
 from tropilla.ir import (
     Choice,
     ChoiceEnded,
@@ -126,8 +126,9 @@ class _Nothing:
     ) -> None:
         pass
 
-    async def next(self) -> list[Event]:
+    async def next(self, take: Take | None = None) -> list[Event]:
         """All of it."""
+        del take
         ends = [ChoiceEnded(choice=choice, reason="length") for choice in range(self._choices)]
         return [Started(), *ends, Finished()]
 
@@ -167,8 +168,9 @@ class _Around:
         if self._entered:
             await self._answer.__aexit__(kind, error, trace)
 
-    async def next(self) -> list[Event]:
+    async def next(self, take: Take | None = None) -> list[Event]:
         """As the exchange's own."""
+        del take  # what is told otherwise may end where the upstream's own does not
         return self._told(await self._answer.next())
 
     def _told(self, events: list[Event]) -> list[Event]:
@@ -320,7 +322,7 @@ class _Echo(_Around):
         finally:
             await super().__aexit__(kind, error, trace)
 
-    async def next(self) -> list[Event]:
+    async def next(self, take: Take | None = None) -> list[Event]:
         """As the exchange's own."""
         if self._scoring is not None:
             try:
@@ -330,7 +332,7 @@ class _Echo(_Around):
             except ProblemError as error:
                 return [Failed(problem=error.problem)]
             return []
-        return await super().next()
+        return await super().next(take)
 
     def _told(self, events: list[Event]) -> list[Event]:
         told: list[Event] = []

@@ -22,7 +22,7 @@ from tropilla import dialects
 from tropilla.dialects import Wire, _tokenizers
 from tropilla.dialects._openai import decode, encode
 from tropilla.dialects._tokenizers import Form
-from tropilla.exchange import Exchange
+from tropilla.exchange import Exchange, Take
 from tropilla.ir import (
     Audio,
     Chat,
@@ -106,11 +106,11 @@ class Counted:
         if not self._left:
             await self._asked.__aexit__(kind, error, trace)
 
-    async def next(self) -> list[Event]:
+    async def next(self, take: Take | None = None) -> list[Event]:
         """As the exchange's own."""
         if self._end is not None:
             return [await self._told(self._end)]
-        batch = await self._asked.next()
+        batch = await self._asked.next(None if take is None else self._said.noted(take))
         self._said.note(batch)
         match batch[-1:]:
             case [Failed() as end]:
@@ -188,6 +188,15 @@ class _Said:
                     self.ends.append(event)
                 case Progress(total=total):
                     self._prompt = total
+
+    def noted(self, take: Take) -> Take:
+        """The same, of which is noted what it takes."""
+
+        def noting(events: list[Event]) -> bool:
+            self.note(events)
+            return take(events)
+
+        return noting
 
     def _take(self, choice: int, text: str) -> None:
         self.size += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))

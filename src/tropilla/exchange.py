@@ -9,10 +9,11 @@ exchange before its end closes the upstream's connection.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from time import monotonic
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeAlias
 
 import msgspec
 
@@ -60,6 +61,10 @@ BUSY_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, *[0.5] * 58)
 """How long to wait before each further try, half a minute in all: a newer server queues."""
 
 
+Take: TypeAlias = Callable[[list[Event]], bool]
+"""Takes the events of a piece; whether it takes those of the next one, too."""
+
+
 class Exchange(Protocol):
     """An answer on its way."""
 
@@ -81,8 +86,12 @@ class Exchange(Protocol):
     ) -> None:
         """Give up what is not complete."""
 
-    async def next(self) -> list[Event]:
-        """The events of the next piece: often none."""
+    async def next(self, take: Take | None = None) -> list[Event]:
+        """The events of the next piece: often none.
+
+        As long as `take` takes them, pieces go there as soon as they come, without a word to who
+        waits here; all but the last of the answer, and those of an exchange that cannot do so.
+        """
 
 
 def exchange(upstream: Upstream, back: Dialect, request: Request, *, extras: bool) -> Exchange:
@@ -160,6 +169,8 @@ class _Single:
         self._stack = AsyncExitStack()
         self._answer: Incoming | None = None
         self._first = b""
+        self._told: list[Event] = []
+        """What nobody has taken."""
         self._over = False
         self.dropped = self._wire.dropped
 
@@ -225,42 +236,64 @@ class _Single:
         if self._answer is not None:
             self._answer.give_up()
 
-    async def next(self) -> list[Event]:
-        events = await self._next()
-        if self._stops is not None:
-            events = self._stops.feed(events)
-        if self._held is not None:
-            events = self._held.feed(events)
-        self._over = bool(events) and isinstance(events[-1], Finished | Failed)
-        if self._over and isinstance(failed := events[-1], Failed):
-            message = self._upstream.link.hide(failed.problem.message.encode()).decode()
-            problem = msgspec.structs.replace(failed.problem, message=message)
-            events[-1] = msgspec.structs.replace(failed, problem=problem)
-        return events
-
-    async def _next(self) -> list[Event]:
+    async def next(self, take: Take | None = None) -> list[Event]:
         answer = self._answer
         assert answer is not None, "an exchange is entered before it is read"  # noqa: S101
+        self._told = []
         try:
             if self._framer is None:
                 # It was asked to stream, and answered all the same.
                 body = decode(await answer.whole())
                 _check(body, self._back)
-                told = self._back.parse_answer(body, self._request)
-                return list(ir.unfold(told, extras=self._extras))
-            # Silence counts only while it is listened to: a slow client is not a dead upstream.
-            self._upstream.heard[self] = monotonic()
-            piece, self._first = self._first or await answer.read(), b""
-            frames = self._framer.feed(piece)
-            self._upstream.hears(self, monotonic(), pinged=_is_ping(frames))
-            if piece:
-                return self._parser.feed(frames)
-            return self._parser.feed(self._framer.end()) + self._parser.end()
+                whole = self._back.parse_answer(body, self._request)
+                self._tell(list(ir.unfold(whole, extras=self._extras)), None)
+            elif await self._pour(answer, self._framer, take):
+                self._tell(self._parser.feed(self._framer.end()) + self._parser.end(), None)
         except Malformed as error:
             problem = Problem(kind="upstream_failed", message=error.problem.message, retryable=True)
+            self._tell(self._parser.abort(problem), None)
         except ProblemError as error:
-            problem = error.problem
-        return self._parser.abort(problem)
+            self._tell(self._parser.abort(error.problem), None)
+        return self._told
+
+    async def _pour(self, answer: Incoming, framer: Framer, take: Take | None) -> bool:
+        """Read on, as long as what is read is taken; whether that was all of it."""
+
+        def read(piece: bytes) -> bool:
+            frames = framer.feed(piece)
+            self._upstream.hears(self, monotonic(), pinged=_is_ping(frames))
+            return self._tell(self._parser.feed(frames), take)
+
+        heard = self._upstream.heard
+        # Silence counts only while it is listened to: a slow client is not a dead upstream.
+        heard[self] = monotonic()
+        try:
+            first, self._first = self._first, b""
+            if first and not read(first):
+                return False
+            return not await answer.pour(read)
+        finally:
+            heard.pop(self, None)
+
+    def _tell(self, events: list[Event], take: Take | None) -> bool:
+        """Have events taken, if they are not the last; whether the next ones may come."""
+        if self._stops is not None:
+            events = self._stops.feed(events)
+        if self._held is not None:
+            events = self._held.feed(events)
+        last = events[-1] if events else None
+        if take is not None and not isinstance(last, _ENDS):
+            return take(events)
+        if isinstance(last, Failed):
+            message = self._upstream.link.hide(last.problem.message.encode()).decode()
+            problem = msgspec.structs.replace(last.problem, message=message)
+            events[-1] = msgspec.structs.replace(last, problem=problem)
+        self._over = isinstance(last, _ENDS)
+        self._told = events
+        return False
+
+
+_ENDS = (Finished, Failed)
 
 
 def _is_ping(frames: list[Frame]) -> bool:
@@ -310,11 +343,10 @@ class _Several:
     ) -> None:
         await self._parts[self._now].__aexit__(kind, error, trace)
 
-    async def next(self) -> list[Event]:
-        batch = await self._parts[self._now].next()
-        events = [_renumbered(event, self._now) for event in batch]
-        if self._now:
-            events = [event for event in events if not isinstance(event, Started)]
+    async def next(self, take: Take | None = None) -> list[Event]:
+        through = None if take is None else lambda batch: take(self._renumbered(batch))
+        batch = await self._parts[self._now].next(through)
+        events = self._renumbered(batch)
         if batch and isinstance(end := batch[-1], Finished):
             if end.usage is not None:
                 self._usages.append(end.usage)
@@ -324,6 +356,12 @@ class _Several:
             whole = len(self._usages) == len(self._parts)
             usage = sum_usages(self._usages, self._n) if whole else None
             events[-1] = msgspec.structs.replace(end, usage=usage)
+        return events
+
+    def _renumbered(self, batch: list[Event]) -> list[Event]:
+        events = [_renumbered(event, self._now) for event in batch]
+        if self._now:
+            return [event for event in events if not isinstance(event, Started)]
         return events
 
     async def _go_on(self) -> list[Event]:

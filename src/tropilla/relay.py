@@ -339,26 +339,36 @@ async def _stream(
         ProblemError: nothing was told yet; or another upstream can go on.
     """
     feed = telling.renderer(stamp).feed
+
+    def take(batch: list[Event]) -> bool:
+        batch = joint.joined(batch)
+        data = b"".join([feed(event) for event in batch])
+        if batch and not isinstance(batch[-1], ir.PartDelta):
+            record.take(batch)
+        return not data or telling.push(data)
+
     over = False
     while not over:
-        batch = await answer.next()
-        if not batch:
-            continue
-        if not telling.told:
-            record.first = headers.heard() - record.began
-        last = batch[-1]
-        over = isinstance(last, ir.Finished | Failed)
-        if telling.told or not over:
-            batch = joint.joined(batch)
-        if isinstance(last, Failed) and not telling.told:
-            raise ProblemError(last.problem)
         try:
+            # Once the head is sent, tokens pass from socket to socket without waking this.
+            batch = await answer.next(take if telling.told else None)
+            if not batch:
+                await telling.sent()
+                continue
+            if not telling.told:
+                record.first = headers.heard() - record.began
+            last = batch[-1]
+            over = isinstance(last, ir.Finished | Failed)
+            if telling.told or not over:
+                batch = joint.joined(batch)
+            if isinstance(last, Failed) and not telling.told:
+                raise ProblemError(last.problem)
             data = b"".join([feed(event) for event in batch])
         except RecursionError:
             if not telling.told:
                 raise ProblemError(_TOO_DEEP) from None
-            over, batch = True, [Failed(problem=_TOO_DEEP)]
-            data = feed(batch[0])
+            over, last = True, Failed(problem=_TOO_DEEP)
+            batch, data = [last], feed(last)
         if not isinstance(last, ir.PartDelta):
             record.take(batch)
         if over and not joint.waits:
@@ -381,8 +391,13 @@ async def _whole(
     headers: _Headers,
 ) -> None:
     told: list[Event] = []
+
+    def take(batch: list[Event]) -> bool:
+        told.extend(batch)
+        return True
+
     while not told or not isinstance(told[-1], ir.Finished | Failed):
-        told += await answer.next()
+        told += await answer.next(take if told else None)
         if record.first is None and told:
             record.first = perf_counter() - record.began
     headers.heard()

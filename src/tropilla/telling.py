@@ -42,6 +42,12 @@ class Reply(Protocol):
     async def write(self, data: bytes) -> None:
         """Send a piece of the body."""
 
+    def push(self, data: bytes) -> bool:
+        """Send a piece that is not the last; whether the client reads as fast as that."""
+
+    async def sent(self) -> None:
+        """Wait while the client does not read."""
+
     async def end(self) -> None:
         """Send the end of the body."""
 
@@ -80,6 +86,15 @@ class Telling:
         """Send some of the answer; `headers` are for its head."""
         self.told = True
         await self._send(data, headers)
+
+    def push(self, data: bytes) -> bool:
+        """Send more of the answer at once; whether the client reads as fast as that."""
+        self._last = monotonic()
+        return self._reply.push(data)
+
+    async def sent(self) -> None:
+        """Wait while the client does not read."""
+        await self._reply.sent()
 
     def renderer(self, stamp: Stamp) -> StreamRenderer:
         """The one renderer of this stream, whoever answers; a new one while nothing was told."""

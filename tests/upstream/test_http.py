@@ -15,7 +15,16 @@ import aiohttp
 import pytest
 
 from conftest import Start
-from doubles.upstream import DEADLINE, Double, Exchange, answers, closes, resets, streams
+from doubles.upstream import (
+    DEADLINE,
+    Double,
+    Exchange,
+    answers,
+    breaks,
+    closes,
+    resets,
+    streams,
+)
 from tropilla.config import TimeoutsConfig
 from tropilla.ir import ProblemError
 from tropilla.upstream import incoming as arriving
@@ -97,6 +106,58 @@ async def test_pieces_come_as_they_were_sent(double: Double, link: Link) -> None
         await exchange.end()
         assert await incoming.read() == b""
         await sending.__aexit__(None, None, None)
+
+
+async def test_what_is_poured_is_taken_as_long_as_it_is_wanted(double: Double, link: Link) -> None:
+    taken: list[bytes] = []
+    came = asyncio.Event()
+
+    def take(piece: bytes) -> bool:
+        taken.append(piece)
+        came.set()
+        return piece != b"enough"
+
+    async with asyncio.timeout(DEADLINE):
+        sending = link.send("GET", "/x")
+        asked = asyncio.create_task(sending.__aenter__())
+        exchange = await double.arrives()
+        await exchange.head()
+        incoming = await asked
+        pouring = asyncio.create_task(incoming.pour(take))
+        for piece in (b"one", b"two", b"enough"):
+            came.clear()
+            await exchange.send(piece)
+            await came.wait()
+        assert await pouring
+        await exchange.send(b"more")
+        assert await incoming.read() == b"more"
+        await exchange.send(b"last")
+        await exchange.end()
+        assert not await incoming.pour(take)
+        await sending.__aexit__(None, None, None)
+    assert b"".join(taken) == b"onetwoenoughlast"
+
+
+async def test_who_cannot_take_what_is_poured_says_so_there(double: Double, link: Link) -> None:
+    double.on("/x", streams(b"a", b"b"))
+    async with link.send("GET", "/x") as incoming:
+        with pytest.raises(ZeroDivisionError):
+            await incoming.pour(lambda piece: len(piece) < 1 / 0)
+
+
+async def test_what_is_poured_may_break_off(double: Double, link: Link) -> None:
+    double.on("/x", breaks(b"one"))
+    taken: list[bytes] = []
+
+    def take(piece: bytes) -> bool:
+        taken.append(piece)
+        return True
+
+    async with link.send("GET", "/x") as incoming:
+        with pytest.raises(ProblemError) as caught:
+            await incoming.pour(take)
+    assert caught.value.problem.died
+    assert taken == [b"one"]
 
 
 async def test_leaving_an_answer_closes_its_connection(double: Double, link: Link) -> None:

@@ -220,6 +220,8 @@ def stream_parser(request: Request, *, extras: bool) -> _Parser:
 
 
 class _Parser(_streams.Parser):
+    REPEATS = True
+
     def __init__(self, choices: int, n: int, *, extras: bool) -> None:
         super().__init__()
         self._wanted = choices

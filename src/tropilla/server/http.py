@@ -179,10 +179,11 @@ class Connection(asyncio.Protocol):
             self._fault is None and length is not None and length - body.size <= _MOST_AHEAD
         )
 
-    def send(self, data: bytes) -> None:
-        """Send bytes."""
+    def send(self, data: bytes) -> bool:
+        """Send bytes; whether the client reads as fast as that."""
         if not self.gone:
             self._transport.write(data)
+        return self._drained is None
 
     async def sent(self) -> None:
         """Wait while the client does not read."""

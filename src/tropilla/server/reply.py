@@ -38,8 +38,8 @@ class Connection(Protocol):
     def keeps(self) -> bool:
         """Whether another request may come after this answer."""
 
-    def send(self, data: bytes) -> None:
-        """Send bytes."""
+    def send(self, data: bytes) -> bool:
+        """Send bytes; whether the client reads as fast as that."""
 
     async def sent(self) -> None:
         """Wait while the client does not read."""
@@ -99,8 +99,8 @@ class Reply:
         if self._chunks:
             framing += b"transfer-encoding: chunked\r\n"
         told = self._head(status, content_type, headers, framing, keeps=self._chunks)
-        self._to.send(told + self._framed(first))
-        await self._to.sent()
+        if not self._to.send(told + self._framed(first)):
+            await self.sent()
 
     def _head(
         self,
@@ -128,7 +128,15 @@ class Reply:
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the body."""
-        self._to.send(self._framed(data))
+        if not self.push(data):
+            await self.sent()
+
+    def push(self, data: bytes) -> bool:
+        """Send a piece of the body; whether the client reads as fast as that."""
+        return self._to.send(self._framed(data))
+
+    async def sent(self) -> None:
+        """Wait while the client does not read."""
         await self._to.sent()
 
     async def end(self) -> None:

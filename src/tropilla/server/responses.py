@@ -263,6 +263,12 @@ class _Keeping:
         await self._keep()
         await self._reply.write(data)
 
+    def push(self, data: bytes) -> bool:
+        return self._reply.push(data)
+
+    async def sent(self) -> None:
+        await self._reply.sent()
+
     async def end(self) -> None:
         await self._reply.end()
 

@@ -56,6 +56,19 @@ class Incoming:
         """
         raise NotImplementedError
 
+    async def pour(self, into: Callable[[bytes], bool]) -> bool:
+        """Have `into` take each piece as it comes, as long as it wants the next one, too.
+
+        Whether there may be more of them. What `into` raises, this raises.
+
+        Raises:
+            ProblemError: as `read` does.
+        """
+        while piece := await self.read():
+            if not into(piece):
+                return True
+        return False
+
     def give_up(self) -> None:
         """Break it off: whoever reads it hears that the upstream has."""
         raise NotImplementedError

@@ -6,8 +6,9 @@ closes it; one that has lain for long, or that the server has closed, is not use
 connection ends at once, before a byte of the answer has come, the request is put once more, on a
 new one.
 
-A piece of the body is handed over as it came. It costs no task and no timer; a future only where
-the reader was there first. Nothing is read from the socket while too much waits for its reader.
+A piece of the body is handed over as it came: who has it poured gets it at once, in the callback
+of the socket, and that costs no task, no timer and no future. Nothing is read from the socket while
+too much waits for its reader.
 Heads and trailers are bounded, and so is the time in which they come.
 """
 
@@ -19,7 +20,7 @@ import re
 import select
 import socket
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, Final, TypeAlias, cast
@@ -61,7 +62,7 @@ class _Answer(Incoming):
 
     __slots__ = (
         "_barren", "_bodiless", "_connection", "_head_bytes", "_headed", "_headers", "_held",
-        "_keeps", "_loop", "_over", "_parser", "_pieces", "_problem", "_silence", "_since",
+        "_into", "_keeps", "_loop", "_over", "_parser", "_pieces", "_problem", "_silence", "_since",
         "_timer", "_until", "_until_end", "_waiter", "answered", "lost",
     )  # fmt: skip
 
@@ -87,6 +88,8 @@ class _Answer(Incoming):
         """When the last sign of life came, or somebody began to wait for the next."""
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._into: Callable[[bytes], bool] | None = None
+        """Who takes what comes at once."""
         self._pieces: list[bytes] = []
         self._held = 0
         """Bytes in them."""
@@ -132,6 +135,8 @@ class _Answer(Incoming):
             else:
                 if self._barren > incoming.MAX_HEAD:
                     self._no_http(_TOO_LARGE)
+        if self._into is not None and self._pieces:
+            self._hand_over(self._into)
 
     def unasked(self) -> None:
         """The server has spoken before it was asked."""
@@ -191,11 +196,8 @@ class _Answer(Incoming):
         self._held += len(data)
         if self._held > _MOST_AHEAD and self._connection is not None:
             self._connection.rest()
-        waiter = self._waiter
-        if waiter is not None:
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
+        if self._into is None and self._waiter is not None:
+            self._wake()
 
     def on_message_complete(self) -> None:
         if self._headed:
@@ -227,8 +229,42 @@ class _Answer(Incoming):
             if self._problem is not None:
                 raise ProblemError(self._problem)
             await self._more()
-        pieces = self._pieces
-        self._pieces = []
+        return self._taken()
+
+    async def pour(self, into: Callable[[bytes], bool]) -> bool:
+        while True:
+            if not (self._pieces or self._over or self._problem is not None):
+                self._into = into
+                try:
+                    await self._more()
+                    if self._into is None:
+                        return True
+                finally:
+                    self._into = None
+            elif not (piece := await self.read()):
+                return False
+            elif not into(piece):
+                return True
+
+    def _hand_over(self, into: Callable[[bytes], bool]) -> None:
+        """Give what has come to who takes it at once; unless it was woken already, to take it."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        try:
+            more = into(self._taken())
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+            self._waiter = None
+            waiter.set_exception(error)
+            return
+        self._since = self._loop.time()
+        if not more:
+            self._into = None
+            self._wake()
+
+    def _taken(self) -> bytes:
+        """What has come, which from now on is somebody else's."""
+        pieces, self._pieces = self._pieces, []
         if self._held > _MOST_AHEAD and self._connection is not None:
             self._connection.read_on()
         self._held = 0

@@ -103,9 +103,11 @@ class Upstream:
 
     def hears(self, one: Listener, now: float, *, pinged: bool) -> None:
         """There was a sign of life; one that says nothing else tells how often there is one."""
-        silent = now - self.heard.pop(one, now)
-        if pinged and silent >= _LEAST_PING_SECONDS:
-            self.ping = silent if self.ping is None else min(self.ping, silent)
+        if pinged:
+            silent = now - self.heard.get(one, now)
+            if silent >= _LEAST_PING_SECONDS:
+                self.ping = silent if self.ping is None else min(self.ping, silent)
+        self.heard[one] = now
 
     def silent(self, now: float) -> list[Listener]:
         """Answers of which three signs of life are missing."""

@@ -74,6 +74,8 @@ class _OpenChoice:
 
 
 class _Parser(_streams.Parser):
+    REPEATS = True
+
     def __init__(self, choices: int, *, extras: bool) -> None:
         super().__init__()
         self._wanted = choices
