@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from doubles import databases
 from doubles.upstream import DEADLINE, Double
 from openapi_schema import check_answer
 from tropilla.config import TINY_MODEL, Config, UpstreamConfig
@@ -339,3 +340,21 @@ def key_file(tmp_path: Path) -> Path:
     path = tmp_path / "keys"
     path.write_text("# ours\n\n  one \r\ntwo\n", encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[databases.Postgres]:
+    """A real PostgreSQL; a test that wants it is skipped where there is none."""
+    if databases.postgres_bin() is None:
+        pytest.skip("PostgreSQL is not on this machine (Debian: apt-get install postgresql)")
+    with databases.postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a new store, of every kind that there is."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/accounts.db"
+    server: databases.Postgres = request.getfixturevalue("postgres")
+    return server.database()

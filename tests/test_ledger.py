@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -58,8 +57,8 @@ class Failing:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Failing]:
-    it = Failing(await open_store(f"sqlite:///{tmp_path}/accounts.db"))
+async def store(store_url: str) -> AsyncIterator[Failing]:
+    it = Failing(await open_store(store_url))
     yield it
     await it.close()
 
@@ -81,12 +80,12 @@ async def rows(store: Store) -> list[dict[str, Any]]:
 
 
 async def test_a_row_is_there_once_enter_returns(
-    ledger: Ledger, store: Failing, tmp_path: Path
+    ledger: Ledger, store: Failing, store_url: str
 ) -> None:
     await ledger.enter(record(session="s", finish="stop", queued=0.25, first=0.5, took=2.0))
-    with sqlite3.connect(tmp_path / "accounts.db") as other:
-        assert other.execute("SELECT count(*) FROM requests").fetchone() == (1,)
-    other.close()
+    other = await open_store(store_url)
+    assert await other.read("SELECT count(*) FROM requests") == [(1,)]
+    await other.close()
     (row,) = await rows(store)
     assert row | {"cost": 15, "cached": 2, "written": 3, "prompt": 7, "problem": ""} == row
     assert (row["queue_ms"], row["first_ms"], row["total_ms"]) == (250, 500, 2000)
@@ -215,10 +214,16 @@ async def test_old_rows_go_and_their_sums_stay(ledger: Ledger, store: Failing) -
     assert [one["requests"] for one in await usage.sums(store, [])] == [2]
 
 
-async def test_text_of_clients_is_bounded_and_is_text(ledger: Ledger, store: Failing) -> None:
-    await ledger.enter(record(model="\ud800" * 10_000, session="x" * 10_000, path="/" * 10_000))
+async def test_what_others_say_fits_into_a_row(ledger: Ledger, store: Failing) -> None:
+    await ledger.enter(
+        record(
+            model="\ud800\0" * 10_000, session="x" * 10_000, path="/" * 10_000,
+            prompt=10**30, cached=-5, written=-1, reasoning=2**63,
+        )
+    )  # fmt: skip
     (row,) = await rows(store)
     assert (row["model"], len(row["session"]), len(row["path"])) == ("?" * 200, 200, 200)
+    assert (row["prompt"], row["cached"], row["written"]) == (2**31 - 1, 0, 0)
 
 
 async def test_who_stops_waiting_leaves_the_others_rows_alone(

@@ -17,21 +17,21 @@ def at(path: Path) -> str:
     return f"sqlite:///{path}/accounts.db"
 
 
-async def test_what_is_written_is_all_there_or_not_at_all(tmp_path: Path) -> None:
-    store = await open_store(at(tmp_path))
+async def test_what_is_written_is_all_there_or_not_at_all(store_url: str) -> None:
+    store = await open_store(store_url)
     await store.write(("CREATE TABLE t (a BIGINT PRIMARY KEY, b TEXT)", [()]))
     add = "INSERT INTO t (a, b) VALUES ($1, $2)"
     assert await store.write(
         (add, [(1, "x"), (2, "y")]), ("DELETE FROM t WHERE a = $1", [(1,)])
     ) == [2, 1]
-    with pytest.raises(StoreError, match="UNIQUE"):
+    with pytest.raises(StoreError, match=r"(?i)unique"):
         await store.write((add, [(3, "z")]), (add, [(2, "again")]))
     assert await store.read("SELECT a, b FROM t WHERE a > $1 OR a < $1", 0) == [(2, "y")]
     await store.close()
 
 
-async def test_two_processes_may_use_one_file(tmp_path: Path) -> None:
-    one, other = await open_store(at(tmp_path)), await open_store(at(tmp_path))
+async def test_two_processes_may_use_one_store(store_url: str) -> None:
+    one, other = await open_store(store_url), await open_store(store_url)
     await one.write(("CREATE TABLE t (a BIGINT)", [()]))
     add = ("INSERT INTO t (a) VALUES ($1)", [(1,)])
     await asyncio.gather(*(store.write(add) for _ in range(50) for store in (one, other)))
@@ -40,27 +40,27 @@ async def test_two_processes_may_use_one_file(tmp_path: Path) -> None:
     await other.close()
 
 
-async def test_migrations_are_applied_once(tmp_path: Path) -> None:
+async def test_migrations_are_applied_once(store_url: str) -> None:
     for _ in range(2):
-        store = await open_store(at(tmp_path))
+        store = await open_store(store_url)
         done = await store.read(migrations.DONE)
         assert done == [(one.number, one.name) for one in migrations.known()]
         await store.close()
 
 
-async def test_many_that_start_together_apply_them_once(tmp_path: Path) -> None:
-    stores = await asyncio.gather(*(open_store(at(tmp_path)) for _ in range(8)))
+async def test_many_that_start_together_apply_them_once(store_url: str) -> None:
+    stores = await asyncio.gather(*(open_store(store_url) for _ in range(8)))
     assert len(await stores[0].read(migrations.DONE)) == len(migrations.known())
     for store in stores:
         await store.close()
 
 
-async def test_a_store_that_a_newer_one_has_changed_is_left_alone(tmp_path: Path) -> None:
-    store = await open_store(at(tmp_path))
+async def test_a_store_that_a_newer_one_has_changed_is_left_alone(store_url: str) -> None:
+    store = await open_store(store_url)
     await store.write((migrations.NOTE, [(9999, "later", 0.0)]))
     await store.close()
     with pytest.raises(StoreError, match=r"newer Tropilla.*9999"):
-        await open_store(at(tmp_path))
+        await open_store(store_url)
 
 
 def test_migrations_are_numbered_without_a_gap() -> None:
@@ -81,8 +81,8 @@ async def test_a_file_that_is_no_store_is_told_so(tmp_path: Path) -> None:
         await open_store("sqlite:////proc/none/accounts.db")
 
 
-async def test_a_store_that_is_closed_says_so(tmp_path: Path) -> None:
-    store = await open_store(at(tmp_path))
+async def test_a_store_that_is_closed_says_so(store_url: str) -> None:
+    store = await open_store(store_url)
     await store.close()
     with pytest.raises(StoreError, match="closed"):
         await store.read("SELECT 1")

@@ -51,6 +51,9 @@ _ADD = (
 )
 _MOST_TEXT = 200
 """Characters of a text that a client has chosen."""
+_MOST_TOKENS = 2**31 - 1
+_MOST_COST = 2**53
+"""An upstream may tell any number; a store has place for one like these, and for their sums."""
 _MOST_IDS = 500
 _RETRY_SECONDS = 1.0
 _HOUR = 3600
@@ -122,7 +125,7 @@ class Ledger:
             _cut(record.model or ""),
             record.upstream,
             record.dialect,
-            record.path if len(record.path) <= _MOST_TEXT else record.path[:_MOST_TEXT],
+            _cut(record.path),
             _cut(record.session),
             int(record.stream),
             record.status or (0 if record.cancelled else 200),
@@ -131,12 +134,12 @@ class Ledger:
             int(record.cancelled),
             int(record.failed_over),
             record.attempts,
-            record.prompt,
-            record.cached,
-            record.written,
-            record.reasoning,
+            _bounded(record.prompt),
+            None if record.cached is None else _bounded(record.cached),
+            _bounded(record.written),
+            None if record.reasoning is None else _bounded(record.reasoning),
             int(record.estimated),
-            self._cost(record),
+            max(0, min(self._cost(record), _MOST_COST)),
             record.queued * 1000,
             None if record.first is None else record.first * 1000,
             took * 1000,
@@ -240,5 +243,9 @@ def sums(rows: Iterable[Row], limited: Limited) -> list[Row]:
 
 
 def _cut(text: str) -> str:
-    """Not more of a text than a row has place for, and nothing that is no text."""
-    return text[:_MOST_TEXT].encode("utf-8", "replace").decode()
+    """Not more of a text than a row has place for, and nothing that no store takes."""
+    return text[:_MOST_TEXT].encode("utf-8", "replace").decode().replace("\0", "?")
+
+
+def _bounded(tokens: int) -> int:
+    return max(0, min(tokens, _MOST_TOKENS))

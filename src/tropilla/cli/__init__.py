@@ -10,7 +10,7 @@ import os
 import click
 
 from tropilla import __version__
-from tropilla.cli import chat, config, connect, doctor, herd, models, serve, usage
+from tropilla.cli import chat, config, connect, db, doctor, herd, models, serve, usage
 from tropilla.cli.options import SETTINGS
 
 
@@ -33,3 +33,4 @@ main.add_command(herd.route)
 main.add_command(models.models)
 main.add_command(models.pull)
 main.add_command(usage.command)
+main.add_command(db.command)

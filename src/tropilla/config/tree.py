@@ -25,6 +25,8 @@ class ConfigError(ValueError):
 # `form` names what a text is besides a text: how it is read, and whether it may be shown.
 Name: TypeAlias = Annotated[str, Meta(min_length=1)]
 Url: TypeAlias = Annotated[str, Meta(min_length=1, extra={"form": "url"})]
+# An address that may have a password in it, as that of an upstream.
+StoreUrl: TypeAlias = Annotated[str, Meta(min_length=1, extra={"form": "store"})]
 Listen: TypeAlias = Annotated[str, Meta(min_length=1, extra={"form": "listen"})]
 # What is sent in a header has no control characters: a line break would begin another one.
 _PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
@@ -150,8 +152,9 @@ class ResponsesConfig(msgspec.Struct, frozen=True, kw_only=True):
 class AccountsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept of who used what."""
 
-    store: Name = "auto"
-    """sqlite:///PATH; `auto` is a file of this user's, and `none` keeps nothing."""
+    store: StoreUrl = "auto"
+    """sqlite:///PATH or postgresql://USER@HOST/NAME; `auto` is a file of this user's, and `none`
+    keeps nothing."""
     spool: File | None = None
     """A folder for rows that wait for a store that fails; without one, it is beside the file."""
     max_spool: Annotated[int, Meta(ge=0, le=2**40)] = 256 * 1024 * 1024

@@ -55,4 +55,13 @@ async def open_store(url: str, *, migrate: bool = True) -> Store:
             from tropilla.store.sqlite import Sqlite  # noqa: PLC0415 - only who keeps accounts
 
             return await Sqlite.open(rest.removeprefix("/"), migrate=migrate)
+        case "postgresql" | "postgres" if rest:
+            try:
+                from tropilla.store.postgres import Postgres  # noqa: PLC0415 - as above
+            except ImportError:
+                raise StoreError(
+                    "PostgreSQL wants asyncpg: pip install 'tropilla[postgres]'."
+                ) from None
+
+            return await Postgres.open(url, migrate=migrate)
     raise StoreError(f"'{url}' is no store: sqlite:///PATH and postgresql://... are.")

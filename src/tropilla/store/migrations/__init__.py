@@ -59,3 +59,38 @@ def wanting(done: list[tuple[int, str]]) -> list[Migration]:
             "use that one, or an older copy of the store."
         )
     return [one for one in known() if one.number not in numbers]
+
+
+class Table(NamedTuple):
+    """A table as all migrations leave it."""
+
+    name: str
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
+    """The columns of its primary key."""
+
+
+_CREATE = re.compile(r"CREATE TABLE (\w+) \((.*)\)", re.DOTALL)
+_ADD = re.compile(r"ALTER TABLE (\w+) ADD COLUMN (\w+) ")
+_COLUMN = re.compile(r"\s*(\w+) (?:TEXT|BIGINT|DOUBLE PRECISION)\b([^,\n]*)")
+_KEY = re.compile(r"\s*PRIMARY KEY \(([^)]*)\)")
+
+
+@cache
+def tables() -> tuple[Table, ...]:
+    """All tables, in the order in which they were made."""
+    found: dict[str, Table] = {}
+    for statement in (one for migration in known() for one in migration.statements):
+        if made := _CREATE.search(statement):
+            columns, key = [], []
+            for line in made[2].splitlines():
+                if column := _COLUMN.match(line):
+                    columns.append(column[1])
+                    key += [column[1]] * ("PRIMARY KEY" in column[2])
+                elif told := _KEY.match(line):
+                    key = [name.strip() for name in told[1].split(",")]
+            found[made[1]] = Table(made[1], tuple(columns), tuple(key))
+        elif added := _ADD.search(statement):
+            table = found[added[1]]
+            found[added[1]] = table._replace(columns=(*table.columns, added[2]))
+    return tuple(found.values())
