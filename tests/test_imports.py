@@ -31,6 +31,7 @@ COMMANDS = (
     "chat",
     "config",
     "connect",
+    "db",
     "doctor",
     "herd",
     "models",
