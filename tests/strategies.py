@@ -484,13 +484,14 @@ def answers(draw: st.DrawFn, request: Request, can: Carries, *, fail: bool = Tru
         if can.calls_come_whole:
             some_told = without_open_call(some_told)
         return broken(some_told, draw(some))
-    cached = draw(maybe(count)) if can.timings else None
+    prompt = draw(count)
+    cached = draw(maybe(st.integers(0, prompt))) if can.timings else None
     timings: JsonObject | None = None
     if can.timings and (cached is not None or draw(st.booleans())):
         timings = {"prompt_ms": draw(st.floats(0, 9))}
         timings |= {} if cached is None else {"cache_n": cached}
     usage = Usage(
-        prompt_tokens=draw(count),
+        prompt_tokens=prompt,
         completion_tokens=draw(count),
         cached_tokens=cached,
         reasoning_tokens=draw(maybe(count)) if can.usage_details else None,

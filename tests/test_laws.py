@@ -96,7 +96,7 @@ def sayable_to_others(request: Request) -> Request:
 
 def any_tool(request: Request) -> Request:
     """llama.cpp cannot be told of a tool by name: the other tools are kept from it instead."""
-    if isinstance(request.input, Chat):
+    if isinstance(request.input, Chat) and request.dialect not in OWN:
         return replace(request, input=msgspec.structs.replace(request.input, tool_choice=None))
     return request
 
@@ -296,10 +296,11 @@ def test_law_5_on_a_real_servers_twins(sse: Path) -> None:
     streamed = ir.fold(parsed(dialect, request, [stream], extras=True))
     whole = dialect.parse_answer(body)
 
-    assert twin(streamed, request) == twin(whole, request)
+    objects = CARRIES[dialect.NAME].objects_are_called
+    assert twin(streamed, request, objects=objects) == twin(whole, request, objects=objects)
 
 
-def twin(answer: ir.Answer, request: Request) -> Any:
+def twin(answer: ir.Answer, request: Request, *, objects: bool) -> Any:
     usage = usage_of(answer.usage)[:2]
     if request.choices > 1:
         # Unstreamed, a llama-server counts the first choice only (llama.cpp PR #27318).
@@ -308,7 +309,7 @@ def twin(answer: ir.Answer, request: Request) -> Any:
     choices = [
         msgspec.structs.replace(
             choice,
-            parts=tuple(nameless(part) for part in choice.parts),
+            parts=tuple(nameless(part, objects=objects) for part in choice.parts),
             tokens=choice.tokens if wanted else [],
             extras=known(choice.extras),
         )
@@ -317,8 +318,14 @@ def twin(answer: ir.Answer, request: Request) -> Any:
     return choices, known(answer.extras), usage
 
 
-def nameless(part: ir.Part) -> ir.Part:
-    return msgspec.structs.replace(part, id="") if isinstance(part, ir.ToolCall) else part
+def nameless(part: ir.Part, *, objects: bool) -> ir.Part:
+    """The same part without an id; where arguments are objects, spaces in them say nothing."""
+    if not isinstance(part, ir.ToolCall):
+        return part
+    if objects:
+        said = msgspec.json.encode(msgspec.json.decode(part.arguments)).decode()
+        part = msgspec.structs.replace(part, arguments=said)
+    return msgspec.structs.replace(part, id="")
 
 
 def known(extras: JsonObject) -> JsonObject:
@@ -653,7 +660,7 @@ def test_law_7_any_refusal_is_some_problem(name: str, data: st.DataObject) -> No
     assert problem.message
     error = msgspec.json.decode(dialect.render_problem(problem, 502))["error"]
     if type(error) is not str:
-        assert set(error) >= {"message", "type", "code"}
+        assert set(error) >= {"message", "type"}
 
 
 @every_dialect

@@ -289,12 +289,15 @@ async def test_a_conversation_goes_on(gateway: Serve, double: Double, *, stream:
     assert said == [
         ["Be brief.", "1"],
         ["1", "One", "2"],
-        ["Be kind.", "1", "One", "2", [{"type": "text", "text": "Two"},
-                                       {"type": "text", "text": "One"}], "2", "3"],
-    ]  # fmt: skip
+        ["Be kind.", "1", "One", "2", parts("Two", "One"), parts("2", "3")],
+    ]
     assert texts(third) == ["Three"]
     assert third["previous_response_id"] == second["id"]
     assert (await tropilla.ask("GET", f"{PATH}/{first['id']}")).json == first
+
+
+def parts(*texts: str) -> Any:
+    return [{"type": "text", "text": text} for text in texts]
 
 
 async def test_what_is_kept_is_shown_listed_and_deleted(gateway: Serve, engine: str) -> None:

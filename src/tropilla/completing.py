@@ -57,8 +57,13 @@ def asked(upstream: Upstream, back: Dialect, request: Request, *, extras: bool) 
         ProblemError: of kind `unsupported`, when it cannot be had here.
     """
     traits, one = upstream.traits, request.input
+    answer: Asked
     if not isinstance(one, Completion):
-        return Counted(exchange(upstream, back, request, extras=extras), upstream, request)
+        reads = request.max_tokens == 0 and request.dialect != back.NAME
+        if reads:
+            request = msgspec.structs.replace(request, max_tokens=1)
+        answer = Counted(exchange(upstream, back, request, extras=extras), upstream, request)
+        return _Read(answer) if reads else answer
     best_of = one.best_of
     passed = one.echo and _echoes(request, one, traits)
     if best_of is not None:
@@ -72,7 +77,7 @@ def asked(upstream: Upstream, back: Dialect, request: Request, *, extras: bool) 
     # What 0 means in the client's own dialect is the upstream's to say, where it speaks that.
     silent = request.max_tokens == 0 and request.dialect != back.NAME
     inner = _Nothing(plain) if silent else exchange(upstream, back, plain, extras=extras)
-    answer: Asked = Counted(inner, upstream, plain)
+    answer = Counted(inner, upstream, plain)
     if best_of is not None:
         answer = _Best(answer, request, best_of, extras=extras)
     if passed:
@@ -175,6 +180,30 @@ class _Around:
 
     def _told(self, events: list[Event]) -> list[Event]:
         raise NotImplementedError
+
+
+class _Read(_Around):
+    """The answer to a chat of which nothing but the prompt is wanted in the cache.
+
+    Of the one token that a server writes at least, nothing is told.
+    """
+
+    def _told(self, events: list[Event]) -> list[Event]:
+        told: list[Event] = []
+        for event in events:
+            match event:
+                case PartStarted() | PartDelta() | PartEnded():
+                    continue
+                case ChoiceEnded():
+                    told.append(ChoiceEnded(choice=event.choice, reason="length"))
+                case Finished(usage=Usage() as usage):
+                    none = msgspec.structs.replace(
+                        usage, completion_tokens=0, reasoning_tokens=None
+                    )
+                    told.append(msgspec.structs.replace(event, usage=none))
+                case _:
+                    told.append(event)
+        return told
 
 
 class _Best(_Around):

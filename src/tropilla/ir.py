@@ -213,6 +213,8 @@ class Request(Value, frozen=True, kw_only=True):
     n: int = 1
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    tells_stop: bool = False
+    """Whether the client hears which of them ended its answer."""
     knobs: Knobs = Knobs()
     logit_bias: tuple[Bias, ...] = ()
     logprobs: int | None = None

@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import msgspec
 
-from tropilla import calls, dialects, ir, log, templates
+from tropilla import calls, dialects, ir, log, templates, turns
 from tropilla.completing import Asked
 from tropilla.completing import asked as asking
 from tropilla.counting import prompt_tokens
@@ -263,8 +263,10 @@ def _prepared(request: Request, lease: Lease) -> tuple[Request, tuple[str, ...]]
     template = lease.template or _own_template(request, traits)
     lost: tuple[str, ...] = ()
     if not traits.strict:
-        # Only OpenAI itself has tools of free text.
+        # Only OpenAI itself has tools of free text, and hears its instructions anywhere.
         wanted, lost = calls.fitted(wanted)
+        if request.dialect != "openai_chat":
+            wanted = turns.joined(wanted)
     if template is not None and request.dialect != "llamacpp":
         wanted, more = flatten(wanted, template, eos=traits.eos or "")
         lost += more

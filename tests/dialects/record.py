@@ -1,6 +1,6 @@
 """Record twins of a real llama.cpp server: the same question asked streamed and not.
 
-    python tests/dialects/record.py MODEL.gguf
+    python tests/dialects/record.py MODEL.gguf [DIALECT...]
 
 writes `<dialect>/<case>.request.json`, `.sse` and `.json`. The engine is the one in xllamacpp. At
 temperature 0, with the prompt cached by a first asking, the twins differ in nothing but ids and
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +71,26 @@ CASES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             "infill": {"input_prefix": "def f(", "input_suffix": "return", "n_predict": 4},
         },
     ),
+    "anthropic": (
+        "/v1/messages",
+        {
+            "plain": SAY,
+            "blocks": {
+                "max_tokens": 6,
+                "system": [
+                    {"type": "text", "text": "Be kind."},
+                    {"type": "text", "text": "Be brief."},
+                ],
+                "messages": [{"role": "user", "content": [{"type": "text", "text": "Say hello."}]}],
+            },
+            "tools": SAY
+            | {
+                "max_tokens": 64,
+                "tools": [{"name": "light", "input_schema": SCHEMA}],
+                "tool_choice": {"type": "any"},
+            },
+        },
+    ),
 }
 
 
@@ -89,7 +108,7 @@ def record(address: str, dialect: str, path: str, case: str, body: dict[str, Any
     """Write one case."""
     body = body | {"temperature": 0, "seed": 7}
     streamed = body | {"stream": True}
-    if dialect != "llamacpp":
+    if dialect.startswith("openai"):
         streamed["stream_options"] = {"include_usage": True}
     ask(address, path, body)  # from now on the prompt is cached
     whole, stream = ask(address, path, body), ask(address, path, streamed)
@@ -115,26 +134,28 @@ def main() -> None:
     params.verbosity = 1
     server = xllamacpp.Server(params)
     address = server.listening_address
-    for dialect, (path, cases) in CASES.items():
+    chosen = {name: cases for name, cases in CASES.items() if name in (sys.argv[2:] or CASES)}
+    for dialect, (path, cases) in chosen.items():
         for case, body in cases.items():
             record(address, dialect, "/infill" if case == "infill" else path, case, body)
-    for dialect, case, path, body in stopped(address):
-        record(address, dialect, path, case, body)
+    for dialect, (path, cases) in chosen.items():
+        record(address, dialect, path, "stop_word", stopped(address, dialect, path, cases["plain"]))
 
 
-def stopped(address: str) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Questions that end at a stop word: a text that the model is known to say."""
-    still = {"temperature": 0, "seed": 7}
-    for dialect, (path, cases) in CASES.items():
-        asked = cases["plain"] | {"max_tokens": 24}
-        answer = msgspec.json.decode(ask(address, path, asked | still))
-        match answer:
-            case {"content": str(text)} | {"choices": [{"text": str(text)}]}:
-                pass
-            case _:
-                text = answer["choices"][0]["message"]["content"]
-        middle = len(text) // 2
-        yield dialect, "stop_word", path, asked | {"stop": [text[middle : middle + 4]]}
+def stopped(address: str, dialect: str, path: str, plain: dict[str, Any]) -> dict[str, Any]:
+    """A question that ends at a stop word: a text that the model is known to say."""
+    asked = plain | {"max_tokens": 24}
+    answer = msgspec.json.decode(ask(address, path, asked | {"temperature": 0, "seed": 7}))
+    match answer:
+        case {"content": str(text)} | {"choices": [{"text": str(text)}]}:
+            pass
+        case {"content": [{"text": str(text)}]}:
+            pass
+        case _:
+            text = answer["choices"][0]["message"]["content"]
+    middle = len(text) // 2
+    name = "stop_sequences" if dialect == "anthropic" else "stop"
+    return asked | {name: [text[middle : middle + 4]]}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from grammar import STAMP, check_grammar
 from openapi_schema import check_response, check_response_event
 from tropilla import ir
 from tropilla.dialects import openai_responses
-from tropilla.dialects.openai_responses.names import seal
+from tropilla.dialects._sealed import seal
 from tropilla.framing import SseFramer
 from tropilla.ir import (
     ChoiceEnded,

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tropilla.dialects import openai_chat, openai_responses
-from tropilla.dialects.openai_responses.names import seal
+from tropilla.dialects._sealed import seal
 from tropilla.ir import (
     Audio,
     Chat,

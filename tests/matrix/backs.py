@@ -58,7 +58,7 @@ def _llama(build: int) -> Back:
 @asynccontextmanager
 async def _engine(url: str) -> AsyncIterator[Stage]:
     async with valve(url) as through:
-        yield Stage(UpstreamConfig(url=through.url), through, None, None, lambda: "context")
+        yield Stage(UpstreamConfig(url=through.url), through, None, None, lambda: "8192")
 
 
 @asynccontextmanager

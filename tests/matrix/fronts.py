@@ -41,11 +41,13 @@ class Front(NamedTuple):
     ask: Callable[[Want], JsonObject]
     whole: Callable[[Any], Told]
     stream: Callable[[list[Any]], Told]
+    named: bool = False
+    """Whether the events of its stream have names."""
 
     @property
     def done(self) -> bool:
         """Whether its stream ends with `[DONE]`: OpenAI's do."""
-        return self.path.startswith("/v1/")
+        return self.path.startswith("/v1/") and not self.named
 
     def told(self, answer: Answer) -> Told:
         """What an answer says; it must be complete."""
@@ -77,7 +79,8 @@ def read(body: bytes, kind: str) -> list[Any]:
         return [msgspec.json.decode(line) for line in body.splitlines()]
     blocks = body.split(b"\n\n")
     assert blocks.pop() == b"", "the stream ends in the middle of an event"
-    data = [one.removeprefix(b"data: ") for one in blocks if one.startswith(b"data: ")]
+    lines = [line for block in blocks for line in block.split(b"\n")]
+    data = [line.removeprefix(b"data: ") for line in lines if line.startswith(b"data: ")]
     return ["[DONE]" if one == b"[DONE]" else msgspec.json.decode(one) for one in data]
 
 

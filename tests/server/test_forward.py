@@ -10,8 +10,7 @@ from doubles.upstream import Double, Exchange, answers, closes, refuses, resets
 pytestmark = pytest.mark.anyio
 
 POSTS = (
-    "/tokenize", "/detokenize", "/apply-template", "/embedding", "/v1/messages",
-    "/v1/messages/count_tokens",
+    "/tokenize", "/detokenize", "/apply-template", "/embedding", "/v1/systemone",
 )  # fmt: skip
 GETS = ("/props", "/slots", "/lora-adapters")
 ADMIN = (
@@ -60,7 +59,7 @@ async def test_a_get_is_passed_on_with_its_query(gateway: Serve, double: Double,
 async def test_a_stream_is_passed_on_piece_by_piece(gateway: Serve, double: Double) -> None:
     tropilla = await gateway(double)
     raw = await tropilla.connect()
-    await raw.post("/v1/messages", CHAT | {"stream": True}, "anthropic-version: 2023-06-01")
+    await raw.post("/v1/systemone", CHAT | {"stream": True}, "anthropic-version: 2023-06-01")
     exchange = await double.arrives()
     assert exchange.headers["anthropic-version"] == "2023-06-01"
     await exchange.head()
@@ -77,7 +76,7 @@ async def test_what_breaks_off_is_cut_off_for_the_client_too(
 ) -> None:
     tropilla = await gateway(double)
     raw = await tropilla.connect()
-    await raw.post("/v1/messages", CHAT)
+    await raw.post("/v1/systemone", CHAT)
     exchange = await double.arrives()
     await exchange.head()
     await exchange.send(b"half")

@@ -84,7 +84,7 @@ async def test_leaving_in_order_is_leaving(gateway: Serve, double: Double) -> No
     await exchange.left()
 
 
-@pytest.mark.parametrize("path", ["/detokenize", "/v1/messages"])
+@pytest.mark.parametrize("path", ["/detokenize", "/v1/systemone"])
 async def test_leaving_what_is_passed_on(gateway: Serve, double: Double, path: str) -> None:
     tropilla = await gateway(double)
     raw = await asks(tropilla, path)

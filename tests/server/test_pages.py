@@ -90,8 +90,8 @@ async def test_a_page_is_answered_in_its_own_type_and_a_head_too(
     answer = await tropilla.ask("GET", "/")
     assert (answer.status, answer.body) == (200, b"Made is here")
     assert answer.headers["content-type"] == "text/plain"
-    answer = await tropilla.ask("HEAD", "/")
-    assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "12")
+    answer = await tropilla.ask("HEAD", "/made/things/x")
+    assert (answer.status, answer.body, answer.headers["content-length"]) == (203, b"", "12")
 
 
 async def test_a_header_tells_two_forms_of_a_path_apart(gateway: Serve, doubles: Start) -> None:
@@ -172,20 +172,11 @@ def test_the_document_has_it_all() -> None:
     assert paths["/made/show"]["delete"]["responses"].keys() == {"401"}
     assert paths["/made/things/{thing}"]["parameters"][0]["name"] == "thing"
     both = paths["/v1/models"]["get"]
-    assert both["parameters"][0]["name"] == "made-version"
-    assert "401" in both["responses"]
-    assert both["responses"]["200"]["content"]["application/json"]["schema"] == {
-        "anyOf": [
-            {"$ref": "#/components/schemas/Models"},
-            {"$ref": "#/components/schemas/MadeThing"},
-        ]
-    }
-    assert both["responses"]["401"]["content"]["application/json"]["schema"] == {
-        "anyOf": [
-            {"$ref": "#/components/schemas/Error"},
-            {"$ref": "#/components/schemas/MadeError"},
-        ]
-    }
+    # Those that other dialects tell by a header of theirs may be there too.
+    assert "made-version" in [one["name"] for one in both["parameters"]]
+    for status, names in (("200", {"Models", "MadeThing"}), ("401", {"Error", "MadeError"})):
+        forms = both["responses"][status]["content"]["application/json"]["schema"]["anyOf"]
+        assert {f"#/components/schemas/{name}" for name in names} <= {one["$ref"] for one in forms}
     assert paths["/made/chat"]["post"]["tags"] == ["Made"]
     assert told["components"]["schemas"]["MadeThing"] == SHAPES["MadeThing"]
     assert "MadeError501" in told["components"]["responses"]

@@ -11,15 +11,25 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Protocol, cast
 
 import msgspec
 
-from tropilla.dialects._beside import Counter, Face, Instead, Page, Shape
+from tropilla.dialects._beside import Counter, Face, Instead, Page, Shape, Versions
 from tropilla.framing import Frame
-from tropilla.ir import Answer, Event, Json, JsonObject, Problem, Request, Traits, Value
+from tropilla.ir import (
+    Answer,
+    Event,
+    Json,
+    JsonObject,
+    Problem,
+    ProblemKind,
+    Request,
+    Traits,
+    Value,
+)
 
 
 class Route(Value, frozen=True, kw_only=True):
@@ -193,4 +203,16 @@ def schemas(name: str) -> JsonObject:
 def served_as(dialect: Dialect) -> Callable[[str, Collection[str]], str] | None:
     """How a dialect finds which of the models that are served a client means, if it does."""
     told: Callable[[str, Collection[str]], str] | None = getattr(dialect, "served_as", None)
+    return told
+
+
+def statuses(dialect: Dialect) -> Mapping[ProblemKind, int]:
+    """The status of a problem, where a dialect has one of its own."""
+    told: Mapping[ProblemKind, int] = getattr(dialect, "STATUSES", {})
+    return told
+
+
+def versions(dialect: Dialect) -> Versions | None:
+    """How the clients of a dialect say which version of it they speak, if they do."""
+    told: Versions | None = getattr(dialect, "VERSIONS", None)
     return told

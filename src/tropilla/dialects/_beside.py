@@ -7,7 +7,9 @@ A dialect may have these members, or any of them:
 - `COUNTERS`, a tuple of `Counter`: paths on which the tokens of a prompt are counted;
 - `SCHEMAS`: what its `Shape`s name, for the OpenAPI document; the dialect's name, as a title, and
   `Error` is the schema of its refusals;
-- `served_as(name, served)`: the served model that a client means by a name.
+- `served_as(name, served)`: the served model that a client means by a name;
+- `STATUSES`: the status of a problem, by its kind, where that is another than everywhere else;
+- `VERSIONS`: the header in which its clients say which version of it they speak.
 """
 
 from __future__ import annotations
@@ -96,6 +98,18 @@ class Face(Value, frozen=True, kw_only=True):
     render: Callable[[Sequence[array[float]], Usage | None, str], bytes]
     shape: Shape
     instead: Instead | None = None
+
+
+class Versions(Value, frozen=True, kw_only=True):
+    """How the clients of a dialect are known, and what they may say.
+
+    A request that has this header is refused in the words of the dialect, on whatever path.
+    """
+
+    header: str
+    """In small letters."""
+    known: tuple[str, ...]
+    """What else it holds is refused; it need not be there."""
 
 
 def openai_count(usage: Usage) -> bytes:

@@ -331,9 +331,15 @@ def read_reason(value: Json) -> FinishReason:
     return _REASONS.get(value, "stop") if type(value) is str else "stop"
 
 
-def read_stop_word(choice: JsonObject) -> str | None:
-    """The stop word that ended a choice; vLLM tells it, in a field of its own."""
+def read_stop_word(choice: JsonObject, body: JsonObject | None = None) -> str | None:
+    """The stop word that ended a choice of a chunk, or of a whole answer.
+
+    vLLM tells it, in a field of its own; a llama-server that was asked to tell all it knows.
+    """
     word = choice.get("stop_reason")
+    match (body or {}).get("__verbose"):
+        case {"stopping_word": str(named), "index": index} if index == choice.get("index", 0):
+            word = named or None
     return word if type(word) is str and choice.get("finish_reason") == "stop" else None
 
 

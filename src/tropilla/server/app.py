@@ -18,6 +18,7 @@ import msgspec
 
 from tropilla import __version__, dialects, log, measured, measures, relay
 from tropilla.config import Config
+from tropilla.dialects import Dialect
 from tropilla.dialects._beside import Face, Known, Shown, Visit
 from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemError, ProblemKind, Request
 from tropilla.keys import Keys
@@ -94,6 +95,11 @@ class Gateway:
         self._fleet = fleet
         self._keys = Keys(config.api_keys)
         self._router = Router()
+        self._marks = [
+            (versions.header.encode(), dialects.named(name))
+            for name in dialects.names()
+            if (versions := dialects.versions(dialects.named(name))) is not None
+        ]
         self._responses = Responses(config.responses)
         self._since = int(time.time())
         self._draining = False
@@ -121,7 +127,7 @@ class Gateway:
 
     async def __call__(self, call: Call) -> None:
         """Answer one request."""
-        call.dialect = dialects.named(_DEFAULT)
+        call.dialect = self._spoken(call)
         reply = call.reply
         record = Record(reply.request_id, call.method, call.path, reply.began, self.books)
         call.record = record
@@ -159,6 +165,13 @@ class Gateway:
             if not self._open:
                 self.idle.set()
 
+    def _spoken(self, call: Call) -> Dialect:
+        """The dialect that a client says it speaks, if it says so; a path may say otherwise."""
+        for header, dialect in self._marks:
+            if header in call.headers:
+                return dialect
+        return dialects.named(_DEFAULT)
+
     async def _serve(self, call: Call, reply: Reply) -> None:
         if call.method == "OPTIONS":
             await reply.preflight(call.text(b"access-control-request-headers"))
@@ -179,6 +192,7 @@ class Gateway:
         if methods is None:
             message = f"Invalid URL ({call.method} {call.path}): File Not Found"
             raise ProblemError(Problem(kind="not_found", message=message))
+        _check_version(call)
         match action:
             case None:
                 call.allowed = ", ".join(_allowed(methods))
@@ -335,7 +349,7 @@ class Gateway:
         )
 
     async def _refuse(self, call: Call, problem: Problem) -> None:
-        status = STATUS[problem.kind]
+        status = dialects.statuses(call.dialect).get(problem.kind) or STATUS[problem.kind]
         reply = call.reply
         call.record.problem, call.record.status = problem, reply.status or status
         await call.record.enter()
@@ -475,10 +489,25 @@ _NO_GRAMMAR = Problem(
 )
 
 
+def _check_version(call: Call) -> None:
+    """Raise for a version of the client's dialect that there is not."""
+    versions = dialects.versions(call.dialect)
+    told = "" if versions is None else call.text(versions.header.encode())
+    if versions is not None and told and told not in versions.known:
+        raise Malformed(
+            f'{versions.header}: "{told}" is not a valid version', param=versions.header
+        )
+
+
+_SESSIONS = (b"x-session-id", b"x-claude-code-session-id")
+"""Where clients say it: anybody, and an agent that never says it otherwise."""
+
+
 def _session(call: Call, request: Request) -> str:
     """What the client says belongs together."""
     hint = request.extras.get("prompt_cache_key")
-    return call.text(b"x-session-id") or (hint if type(hint) is str else "")
+    told = next(filter(None, map(call.text, _SESSIONS)), "")
+    return told or (hint if type(hint) is str else "")
 
 
 def _allowed(methods: Methods) -> list[str]:

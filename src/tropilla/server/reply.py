@@ -119,7 +119,8 @@ class Reply:
             framing += b"connection: keep-alive\r\n"
         spent = time.perf_counter() - self.began
         told = head(status, content_type, self._to.date, spent, headers.items())
-        return b"%bx-request-id: %b\r\n%b\r\n" % (told, self.request_id.encode(), framing)
+        id_ = self.request_id.encode()
+        return b"%bx-request-id: %b\r\nrequest-id: %b\r\n%b\r\n" % (told, id_, id_, framing)
 
     def _framed(self, data: bytes) -> bytes:
         if not data or self._bodiless:

@@ -92,15 +92,13 @@ _POSTED = (
     "/detokenize",
     "/apply-template",
     "/embedding",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
     "/v1/chat/completions/control",
     "/v1/audio/transcriptions",
     "/audio/transcriptions",
     "/v1/systemone",
 )
 _GENERATING = frozenset({
-    "/embedding", "/v1/messages", "/v1/audio/transcriptions",
+    "/embedding", "/v1/audio/transcriptions",
     "/audio/transcriptions", "/v1/systemone",
 })  # fmt: skip
 """Those of them that take a slot there."""

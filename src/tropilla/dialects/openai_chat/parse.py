@@ -131,7 +131,7 @@ class _Parser(_streams.Parser):
             timed = self._extras and type(timings) is dict and not item.get("finish_reason")
             if timed and not told:
                 top = top | {"timings": timings}
-            self._choice(item, top, events)
+            self._choice(item, chunk, top, events)
             top, told = {}, True
 
     def _top(self, chunk: JsonObject) -> JsonObject:
@@ -170,7 +170,9 @@ class _Parser(_streams.Parser):
         choice = self._choices.get(index)
         return choice is not None and choice.ended
 
-    def _choice(self, item: JsonObject, top: JsonObject, events: list[Event]) -> None:
+    def _choice(
+        self, item: JsonObject, chunk: JsonObject, top: JsonObject, events: list[Event]
+    ) -> None:
         index, delta = item.get("index", 0), item.get("delta")
         if type(index) is not int or not 0 <= index < self._wanted:
             raise Malformed("A choice of the upstream's stream has no valid 'index'.")
@@ -202,7 +204,7 @@ class _Parser(_streams.Parser):
             ChoiceEnded(
                 choice=index,
                 reason=_reason_of(reason, old=choice.old),
-                stop_word=read_stop_word(item),
+                stop_word=read_stop_word(item, chunk),
                 logprobs=logprobs,
                 extras=extras,
             )
@@ -364,14 +366,14 @@ def parse_answer(body: Json, request: Request | None = None) -> Answer:  # noqa:
         model=started.model,
         created=started.created,
         fingerprint=started.fingerprint,
-        choices=distinct(_parse_choice(choice) for choice in choices),
+        choices=distinct(_parse_choice(choice, body) for choice in choices),
         usage=read_usage(body.get("usage")),
         timings=timings if type(timings) is dict else None,
         extras={key: body[key] for key in body.keys() - _TOP},
     )
 
 
-def _parse_choice(choice: Json) -> Choice:
+def _parse_choice(choice: Json, body: JsonObject) -> Choice:
     match choice:
         case {"message": dict(message)}:
             pass
@@ -417,7 +419,7 @@ def _parse_choice(choice: Json) -> Choice:
         index=index,
         parts=tuple(parts),
         reason=_reason_of(choice.get("finish_reason"), old=bool(old)),
-        stop_word=read_stop_word(choice),
+        stop_word=read_stop_word(choice, body),
         logprobs=_logprobs_of(choice.get("logprobs")),
         extras={key: choice[key] for key in choice.keys() - _CHOICE - {"message"}},
         part_extras={key: message[key] for key in message.keys() - known},

@@ -136,6 +136,8 @@ def render_request(request: Request, traits: Traits) -> Wire:
     chat, instead, dropped = _ages.fit_chat(request, chat, traits)
     body, lost = write_common(request, traits)
     body |= instead
+    if request.tells_stop and request.stop and traits.llamacpp:
+        body["verbose"] = True  # else a llama-server does not name the word
     if traits.strict and "max_tokens" in body:
         # The newer models of OpenAI refuse the old name; other servers know only that one.
         body["max_completion_tokens"] = body.pop("max_tokens")

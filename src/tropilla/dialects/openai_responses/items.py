@@ -13,7 +13,7 @@ from typing import Any
 from tropilla.dialects._fields import Fields, check_length, invalid, missing, wrong_type
 from tropilla.dialects._media import DETAILS, check_base64, check_data_url
 from tropilla.dialects._openai import MOST_MESSAGES
-from tropilla.dialects.openai_responses.names import unseal
+from tropilla.dialects._sealed import unseal
 from tropilla.ir import (
     Audio,
     Image,

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from tropilla.dialects import Stamp
 from tropilla.dialects._openai import encode, error_body
-from tropilla.dialects.openai_responses.names import ENCRYPTED, seal
+from tropilla.dialects._sealed import seal
+from tropilla.dialects.openai_responses.names import ENCRYPTED
 from tropilla.dialects.openai_responses.problems import reworded
 from tropilla.dialects.openai_responses.request import render_text
 from tropilla.dialects.openai_responses.tools import render_choice, render_tool

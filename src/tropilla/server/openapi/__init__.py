@@ -46,6 +46,7 @@ _REFUSALS = {
     "502": "An upstream failed.",
     "503": "No upstream can be reached, or the model is loading.",
     "504": "An upstream took too long.",
+    "529": "What is 503 elsewhere.",
 }
 _ERRORS = {"llamacpp": "NativeError", "afs": "AfsError"}
 _TAGS = {"llamacpp": "llama.cpp", "afs": "AFS"}
@@ -173,7 +174,7 @@ def _either(plain: JsonObject | None, also: JsonObject, header: str) -> JsonObje
         return also | {"parameters": [parameter | {"required": True}]}
     told = plain | also
     told["summary"] = f"{plain['summary']}; or, with {header}: {also['summary']}"
-    told["parameters"] = [parameter]
+    told["parameters"] = [*plain.get("parameters", ()), parameter]
     told["responses"] = plain["responses"] | also["responses"]
     for status in plain["responses"].keys() & also["responses"].keys():
         told["responses"][status] = {
@@ -187,7 +188,9 @@ def _both(one: JsonObject, other: JsonObject) -> JsonObject:
     """What either of two answers may hold."""
     told, more = _content(one), _content(other)
     for kind in told.keys() & more.keys():
-        more[kind] = {"schema": {"anyOf": [told[kind]["schema"], more[kind]["schema"]]}}
+        told_before = told[kind]["schema"]
+        forms = told_before.get("anyOf", [told_before])
+        more[kind] = {"schema": {"anyOf": [*forms, more[kind]["schema"]]}}
     return told | more
 
 
