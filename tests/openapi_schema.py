@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,34 +85,48 @@ def check_response_event(value: Any) -> None:
 
 # Every answer of the suite: its path tells what it must be.
 
-_KINDS = (
-    ("/chat/completions", "CreateChatCompletionResponse", "CreateChatCompletionStreamResponse"),
-    ("/completions", "CreateCompletionResponse", "CreateCompletionResponse"),
-    ("/v1/embeddings", "CreateEmbeddingResponse", ""),
-    ("/responses", "Response", "ResponseStreamEvent"),
-    ("/v1/models", "ListModelsResponse", ""),
+_KINDS = tuple(
+    (re.compile(asked), whole, chunk)
+    for asked, whole, chunk in (
+        (
+            "POST .*/chat/completions",
+            "CreateChatCompletionResponse",
+            "CreateChatCompletionStreamResponse",
+        ),
+        ("POST .*/completions", "CreateCompletionResponse", "CreateCompletionResponse"),
+        ("POST /v1/embeddings", "CreateEmbeddingResponse", ""),
+        ("POST (/v1)?/responses", "Response", "ResponseStreamEvent"),
+        ("GET (/v1)?/responses/[^/]+", "Response", ""),
+        ("GET (/v1)?/models", "ListModelsResponse", ""),
+        ("GET (/v1)?/models/(?!sse$).+", "Model", ""),
+        ("(GET|POST|DELETE) (/v1)?/responses/.+", "", ""),
+    )
 )
+"""What is asked, and the schemas of a whole answer and of a stream's event."""
 _AFS = ("/models/conversation", "/models/generate", "/models/text_infilling")
 _NATIVE = ("/completion", "/infill")
 _ERROR_KEYS = {"message", "type", "param", "code"}
 
 
-def check_answer(path: str, status: int, content_type: str, body: bytes) -> None:
-    """Fail where an answer of a generation endpoint is not what its API says."""
-    path = path.partition("?")[0].rstrip("/")
-    kind = next((one for one in _KINDS if path.endswith(one[0])), None)
+def check_answer(method: str, path: str, status: int, content_type: str, body: bytes) -> None:
+    """Fail where an answer is not what its API says.
+
+    Of a stream that was cut, the last event may not be whole.
+    """
+    path = path.rstrip("/")
+    kind = next((one for one in _KINDS if one[0].fullmatch(f"{method} {path}")), None)
     if kind is None and path not in _NATIVE and not path.endswith(_AFS):
         return
     if status >= 400:
         check_error(path, status, body)
     elif status == 200 and kind is not None and body:
         if not content_type.startswith("text/event-stream"):
-            _check_whole(kind[1], msgspec.json.decode(body))
+            if kind[1]:
+                _check_whole(kind[1], msgspec.json.decode(body))
             return
-        for event in body.split(b"\n\n"):
-            _, _, data = event.rpartition(b"data: ")
-            if data.startswith(b"{"):
-                _check_event(kind[2], msgspec.json.decode(data))
+        for line in body.split(b"\n")[:-1]:
+            if line.startswith(b"data: {"):
+                _check_event(kind[2], msgspec.json.decode(line.removeprefix(b"data: ")))
 
 
 def check_error(path: str, status: int, body: bytes) -> None:

@@ -223,11 +223,11 @@ def test_null_is_absent() -> None:
 def test_a_long_seed_is_folded_into_llamacpps() -> None:
     seeds = [
         CHAT.render_request(asked(seed=seed), TODAY).body["seed"]
-        for seed in (2**62, 2**62, -5, 7, -1)
+        for seed in (2**62, 2**62, 2**62 + 1, -5, 7, -1)
     ]
-    assert seeds[0] == seeds[1]
+    assert seeds[0] == seeds[1] != seeds[2]
     assert all(-1 <= seed < 2**32 for seed in seeds)
-    assert seeds[3:] == [7, -1]
+    assert seeds[4:] == [7, -1]
 
 
 def test_llamacpp_is_told_of_the_named_tool_alone() -> None:
