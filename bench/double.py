@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from functools import cache
 from typing import cast
 
 import msgspec
@@ -34,12 +35,17 @@ def _whole(data: object, status: int = 200) -> bytes:
     return head % (status, len(body)) + body
 
 
+_WORDS = (" llama", " of", " the", " high", " plains", ",", "\n", ' "herd"', " café")
+
+
 class _Answers:
     """The bytes of one form of answer."""
 
-    def __init__(self, first: list[bytes], token: bytes, last: list[bytes], whole: bytes) -> None:
+    def __init__(
+        self, first: list[bytes], tokens: list[bytes], last: list[bytes], whole: bytes
+    ) -> None:
         self.first = _STREAM + b"".join(first)
-        self.token = token
+        self.tokens = tokens
         self.last = b"".join(last) + b"0\r\n\r\n"
         self.whole = whole
 
@@ -51,11 +57,12 @@ def _chat(tokens: int) -> _Answers:
 
     usage = {"prompt_tokens": 12, "completion_tokens": tokens, "total_tokens": 12 + tokens}
     end = _HEAD | {"object": "chat.completion.chunk", "choices": [], "usage": usage}
-    message = {"role": "assistant", "content": " llama" * tokens}
+    words = [_WORDS[number % len(_WORDS)] for number in range(tokens)]
+    message = {"role": "assistant", "content": "".join(words)}
     choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
     return _Answers(
         [_chunk(choice({"role": "assistant", "content": None}))],
-        _chunk(choice({"content": " llama"})),
+        [_chunk(choice({"content": word})) for word in words],
         [_chunk(choice({}, "stop")), _chunk(end | {"timings": _TIMINGS}), _chunk(b"[DONE]")],
         _whole(_HEAD | {"object": "chat.completion", "choices": choices, "usage": usage}),
     )
@@ -64,9 +71,21 @@ def _chat(tokens: int) -> _Answers:
 def _native(tokens: int) -> _Answers:
     told = {"tokens_predicted": tokens, "tokens_evaluated": 12, "timings": _TIMINGS, "stop": True}
     end = {"index": 0, "content": "", "stop_type": "eos", "stopping_word": ""} | told
-    token = {"index": 0, "content": " llama", "tokens": [1], "stop": False}
-    whole = end | {"content": " llama" * tokens, "model": "m"}
-    return _Answers([], _chunk(token), [_chunk(end)], _whole(whole))
+    words = [_WORDS[number % len(_WORDS)] for number in range(tokens)]
+    chunks = [
+        {
+            "index": 0, "content": word, "tokens": [100 + number], "stop": False, "id_slot": -1,
+            "tokens_predicted": number + 1, "tokens_evaluated": 12,
+        }
+        for number, word in enumerate(words)
+    ]  # fmt: skip
+    whole = end | {"content": "".join(words), "model": "m"}
+    return _Answers([], [_chunk(one) for one in chunks], [_chunk(end)], _whole(whole))
+
+
+@cache
+def _answers(tokens: int) -> tuple[_Answers, _Answers]:
+    return _chat(tokens), _native(tokens)
 
 
 _TOLD = {
@@ -84,7 +103,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, tokens: int, interval: float) -> None:
         self._tokens = tokens
         self._interval = interval
-        self._chat, self._native = _chat(tokens), _native(tokens)
+        self._chat, self._native = _answers(tokens)
         self._transport: asyncio.Transport
         self._held = b""
         self._timer: asyncio.TimerHandle | None = None
@@ -122,7 +141,7 @@ class _Connection(asyncio.Protocol):
         if b'"stream":true' not in body and b'"stream": true' not in body:
             write(told.whole)
         elif not self._interval:
-            write(told.first + told.token * self._tokens + told.last)
+            write(told.first + b"".join(told.tokens) + told.last)
         else:
             write(told.first)
             loop = asyncio.get_running_loop()
@@ -130,7 +149,8 @@ class _Connection(asyncio.Protocol):
 
     def _tell(self, told: _Answers, left: int, at: float, loop: asyncio.AbstractEventLoop) -> None:
         def tell() -> None:
-            self._transport.write(told.token if left > 1 else told.token + told.last)
+            token = told.tokens[-left]
+            self._transport.write(token if left > 1 else token + told.last)
             if left > 1:
                 self._tell(told, left - 1, at + self._interval, loop)
 

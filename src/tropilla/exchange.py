@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from time import monotonic
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias
@@ -166,7 +165,6 @@ class _Single:
         self._parser = back.stream_parser(request, extras=extras)
         self._framer: Framer | None = None
         """Of the answer, if that is a stream."""
-        self._stack = AsyncExitStack()
         self._answer: Incoming | None = None
         self._first = b""
         self._told: list[Event] = []
@@ -179,22 +177,26 @@ class _Single:
             try:
                 await self._open()
             except ProblemError as error:
-                await self._stack.aclose()
+                self._leave()
                 if error.problem != BUSY or pause is None:
                     raise
                 await asyncio.sleep(pause)
             except BaseException:
-                await self._stack.aclose()
+                self._leave()
                 raise
             else:
                 break
         return self
 
+    def _leave(self) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.leave()
+
     async def _open(self) -> None:
         traits = self._upstream.traits
         path = self._wire.path if traits.v1 else self._wire.path.removeprefix("/v1")
-        sent = self._upstream.link.send("POST", path, self._body, _JSON)
-        self._answer = answer = await self._stack.enter_async_context(sent)
+        self._answer = answer = await self._upstream.link.begin("POST", path, self._body, _JSON)
         self._framer = framer(answer.content_type)
         old = traits.llamacpp and traits.build < QUEUES
         if answer.status != 200:
@@ -229,7 +231,7 @@ class _Single:
         cut = any(one is not None and one.hit for one in (self._stops, self._held))
         if self._over and not cut and kind is None and self._answer is not None:
             await self._answer.finish()
-        await self._stack.aclose()
+        self._leave()
 
     def give_up(self) -> None:
         """The upstream is dead, though its connection is not."""

@@ -9,7 +9,9 @@ raises nothing but `Malformed`.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+import msgspec
 
 from tropilla.ir import Malformed
 
@@ -17,7 +19,7 @@ MAX_FRAME = 16 * 1024 * 1024
 """Bytes of one event. A final native event repeats the whole prompt, so this is generous."""
 
 
-class Frame(NamedTuple):
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """One event, or one line. A comment, which only says "I live", has the event `COMMENT`."""
 
     event: str
@@ -101,10 +103,11 @@ class SseFramer:
         if len(rest) > self._limit + 2:
             raise self._too_large()
         frames: list[Frame] = []
+        one_line_each = data.count(b"\n") == 2 * len(blocks)
         for block in blocks:
             if len(block) > self._limit:
                 raise self._too_large()
-            if block.startswith(_PLAIN_START) and b"\n" not in block:
+            if block.startswith(_PLAIN_START) and (one_line_each or b"\n" not in block):
                 frames.append(Frame("", block[6:]))
             elif block:
                 self._read(block, frames)

@@ -231,7 +231,7 @@ class Request(Value, frozen=True, kw_only=True):
         return self.n * prompts
 
 
-# What is answered.
+# What is answered. What never refers to itself is no work for who looks for cycles (`gc=False`).
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 PartKind: TypeAlias = Literal["text", "reasoning", "refusal", "tool_call"]
@@ -243,7 +243,7 @@ The shape is OpenAI's for chat and today's llama.cpp's: it passes through untouc
 """
 
 
-class Extras(Value, frozen=True, kw_only=True):
+class Extras(Value, frozen=True, kw_only=True, gc=False):
     """What a chunk said that the IR does not model, at each level of the wire's object."""
 
     top: JsonObject = {}
@@ -266,7 +266,7 @@ class Usage(Value, frozen=True, kw_only=True):
         return self.prompt_tokens + self.completion_tokens
 
 
-class Started(Value, frozen=True, kw_only=True):
+class Started(Value, frozen=True, kw_only=True, gc=False):
     """The upstream has begun to answer."""
 
     id: str | None = None
@@ -276,7 +276,7 @@ class Started(Value, frozen=True, kw_only=True):
     extras: Extras | None = None
 
 
-class Progress(Value, frozen=True, kw_only=True):
+class Progress(Value, frozen=True, kw_only=True, gc=False):
     """How far the prompt has been read (llama.cpp's `prompt_progress`), in tokens and ms."""
 
     choice: int = 0
@@ -287,7 +287,7 @@ class Progress(Value, frozen=True, kw_only=True):
     extras: Extras | None = None
 
 
-class PartStarted(Value, frozen=True, kw_only=True):
+class PartStarted(Value, frozen=True, kw_only=True, gc=False):
     """A part of a choice begins; `id`, `name` and `custom` are a tool call's."""
 
     choice: int = 0
@@ -297,7 +297,7 @@ class PartStarted(Value, frozen=True, kw_only=True):
     custom: bool = False
 
 
-class PartDelta(Value, frozen=True, kw_only=True):
+class PartDelta(Value, frozen=True, kw_only=True, gc=False):
     """More of the open part: text, or a piece of a tool call's arguments."""
 
     choice: int = 0
@@ -307,13 +307,13 @@ class PartDelta(Value, frozen=True, kw_only=True):
     extras: Extras | None = None
 
 
-class PartEnded(Value, frozen=True, kw_only=True):
+class PartEnded(Value, frozen=True, kw_only=True, gc=False):
     """The open part of a choice is complete."""
 
     choice: int = 0
 
 
-class ChoiceEnded(Value, frozen=True, kw_only=True):
+class ChoiceEnded(Value, frozen=True, kw_only=True, gc=False):
     """A choice is complete; `stop_word` is the stop text that ended it, where one did."""
 
     choice: int = 0
@@ -323,7 +323,7 @@ class ChoiceEnded(Value, frozen=True, kw_only=True):
     extras: Extras | None = None
 
 
-class Finished(Value, frozen=True, kw_only=True):
+class Finished(Value, frozen=True, kw_only=True, gc=False):
     """The answer is complete. `timings` are llama.cpp's (`prompt_ms`, `predicted_n`, ...)."""
 
     usage: Usage | None = None
@@ -372,7 +372,7 @@ class Problem(Value, frozen=True, kw_only=True):
     extras: JsonObject = {}
 
 
-class Failed(Value, frozen=True, kw_only=True):
+class Failed(Value, frozen=True, kw_only=True, gc=False):
     """The answer broke off, or never came; `usage` is what it took until then, where known."""
 
     problem: Problem

@@ -410,7 +410,7 @@ async def _whole(
         body = front.render_answer(folded, request, stamp)
     except RecursionError:
         raise ProblemError(_TOO_DEEP) from None
-    record.take(told)
+    record.take(told[-2:])  # the end of the last choice, and of all
     await record.enter()
     await reply.whole(200, body, headers())
 

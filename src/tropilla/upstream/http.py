@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import string
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Protocol
@@ -53,22 +53,14 @@ class Client(Protocol):
 class _Sending:
     """An exchange, as long as an `async with` lasts."""
 
-    __slots__ = ("_asked", "_client", "_hide", "_incoming")
+    __slots__ = ("_begin", "_incoming")
 
-    def __init__(
-        self,
-        client: Client,
-        asked: tuple[str, str, bytes | None, Mapping[str, str] | None, float | None],
-        hide: Callable[[bytes], bytes],
-    ) -> None:
-        self._client = client
-        self._asked = asked
-        self._hide = hide
+    def __init__(self, begin: Callable[[], Awaitable[Incoming]]) -> None:
+        self._begin = begin
 
     async def __aenter__(self) -> Incoming:
-        self._incoming = incoming = await self._client.ask(*self._asked)
-        incoming.hide = self._hide
-        return incoming
+        self._incoming = await self._begin()
+        return self._incoming
 
     async def __aexit__(
         self,
@@ -120,13 +112,27 @@ class Link:
         `seconds` bounds the whole exchange; without, only silence is bounded. What is entered
         raises a `ProblemError` where no answer comes.
         """
+        return _Sending(lambda: self.begin(method, path, body, headers, seconds))
+
+    async def begin(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        seconds: float | None = None,
+    ) -> Incoming:
+        """The same, for one who leaves the answer in the end.
+
+        Raises:
+            ProblemError: no answer comes.
+        """
         # What cannot stand in the head of a request is quoted: nothing of it becomes another.
-        target = (
-            path
-            if path.isascii() and path.isprintable() and " " not in path
-            else (quote(path, safe=_SENDABLE))
-        )
-        return _Sending(self._client, (method, target, body, headers, seconds), self.hide)
+        if not (path.isascii() and path.isprintable()) or " " in path:
+            path = quote(path, safe=_SENDABLE)
+        answer = await self._client.ask(method, path, body, headers, seconds)
+        answer.hide = self.hide
+        return answer
 
     async def ask(
         self, method: str, path: str, body: JsonObject | None = None, seconds: float | None = 10.0
