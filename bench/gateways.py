@@ -48,7 +48,12 @@ def _tropilla(one: Gateway, port: int, upstreams: list[int], folder: Path) -> St
     if one.translates:
         # The classic template: chat becomes a prompt here, for the server's own /completion.
         model["template"] = "classic"
-    told = {"listen": f"127.0.0.1:{port}", "api_keys": ["bench"], "models": {"m": model}}
+    told = {
+        "listen": f"127.0.0.1:{port}",
+        "api_keys": ["bench"],
+        "models": {"m": model},
+        "accounts": {"store": f"sqlite:///{folder}/tropilla.db"},
+    }
     file = folder / "tropilla.yaml"
     file.write_bytes(msgspec.json.encode(told))  # JSON is YAML
     return Started([str(one.program), "serve", "--config", str(file)])
@@ -145,7 +150,7 @@ def gateways() -> list[Gateway]:
     nginx = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
     peers = "make bench sets it up"
     return [
-        Gateway("tropilla", "with keys, usage, affinity, queue", own),
+        Gateway("tropilla", "with keys, usage, ledger, metrics, affinity, queue", own),
         Gateway("tropilla (translating)", "chat to /completion", own, translates=True),
         Gateway("nginx", "pass-through", Path(nginx) if nginx else None, "apt-get install nginx"),
         Gateway("smg", "cache-aware", _here(VENVS / "bench-smg/bin/smg"), peers),
