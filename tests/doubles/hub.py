@@ -25,6 +25,8 @@ class Hub:
         self.elsewhere = ""
         self.repos: dict[str, dict[str, bytes]] = {}
         self.refuses: tuple[int, dict[str, str]] | None = None
+        self.refused = ""
+        """What is in the paths that it refuses."""
         self.listing: Callable[[dict[str, Any]], Any] = lambda told: told
         self.cuts: list[int] = []
         """After so many bytes the answers end, one after the other."""
@@ -55,7 +57,7 @@ def _handler(hub: Hub, who: str) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
             hub.asked.append((who, self.path, headers))
-            if hub.refuses is not None:
+            if hub.refuses is not None and hub.refused in self.path:
                 self.answer(hub.refuses[0], hub.refuses[1], b"{}")
                 return
             if who == "elsewhere":

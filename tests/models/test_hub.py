@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,10 @@ from click.testing import CliRunner, Result
 from doubles.hub import COMMIT, Hub, hub
 from test_cli import told
 from tropilla.cli import main
-from tropilla.config import TINY_MODEL
+from tropilla.config import TINY_MODEL, Config
 from tropilla.models import hub as module
-from tropilla.models import shelf
+from tropilla.models import memory, shelf
+from tropilla.server import run
 
 REPO = "herd/Tiny-GGUF"
 TINY = TINY_MODEL.read_bytes()
@@ -160,6 +162,8 @@ def test_all_parts_come(there: Hub) -> None:
     assert shelf.size(path) == 2 * len(TINY) + 2
     path.with_name("big-Q4_K_M-00002-of-00002.gguf").resolve().unlink()
     assert shelf.find(shelf.Wanted(REPO)) is None
+    assert shelf.size(path) == len(TINY) + 1, "a link that leads nowhere harms nothing"
+    assert cli("models").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -182,6 +186,11 @@ def test_refusals_say_what_to_do(
     assert done.exit_code == 1
     assert words in done.output
     assert "Traceback" not in done.output
+
+
+def test_a_gated_model_is_listed_and_its_files_are_not_for_everybody(there: Hub) -> None:
+    there.refuses, there.refused = (403, {"X-Error-Code": "GatedRepo"}), "/resolve/"
+    assert "agree to its terms at" in cli("pull", REPO).output
 
 
 def test_a_token_that_is_refused(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,3 +273,30 @@ def test_a_model_is_served(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = cli("serve", "--hf", REPO, "--model", "x.gguf")
     assert refused.exit_code == 2
     assert "exclude" in refused.output
+
+
+def test_an_engine_keeps_its_size_when_settings_are_read_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "tropilla.yaml"
+    file.write_text("drain: 1\n")
+    heard: list[Any] = []
+
+    def serves(config: Config, sockets: list[socket.socket], *more: Any) -> None:
+        for sock in sockets:
+            sock.close()
+        monkeypatch.setattr(memory, "free_memory", lambda: 600_000_000)
+        file.write_text("drain: 2\n")
+        heard.extend([config, *more[1]()])
+        file.write_text("drain: 2\nengine: {slots: 2}\n")
+        heard.append(more[1]()[0])
+
+    monkeypatch.setattr(run, "run", serves)
+    monkeypatch.setattr(memory, "free_memory", lambda: 8_000_000_000)
+    assert cli("serve", "--port", "0", "--config", str(file)).exit_code == 0
+    config, again, news, other = heard
+    assert config.engine.slots == 4
+    assert (again.engine, again.drain) == (config.engine, 2)
+    assert "+drain: 2" in news
+    assert "engine" not in news
+    assert other.engine.slots == 2, "what is said now is another engine, which wants a restart"

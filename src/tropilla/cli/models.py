@@ -42,7 +42,8 @@ def models(*, as_json: bool) -> None:
 
     table = Table(caption=f"In {shelf.cache()}, and with Tropilla")
     for name in ("model", "what", "size", "context", "fits"):
-        table.add_column(name, justify="right" if name in {"size", "context"} else "left")
+        right = name in {"size", "context"}
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
         plan = row["plan"]
         fits = "no GGUF file that can be read"

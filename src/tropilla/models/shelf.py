@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -108,8 +108,7 @@ def head(path: Path) -> gguf.Header | None:
 
 def size(path: Path) -> int:
     """The bytes of a model, all its parts together."""
-    beside = [names.File(one.name, one.stat().st_size) for one in path.parent.glob("*.gguf")]
-    for model in names.models(beside):
+    for model in names.models(_sized(path.parent, path.parent.glob("*.gguf"))):
         if any(one.name == path.name for one in model.files):
             return model.size
     return path.stat().st_size
@@ -125,6 +124,10 @@ def _snapshots(folder: Path) -> list[Path]:
 
 
 def _files(snapshot: Path) -> Iterator[names.File]:
-    for one in snapshot.rglob("*.gguf"):
+    return _sized(snapshot, snapshot.rglob("*.gguf"))
+
+
+def _sized(folder: Path, paths: Iterable[Path]) -> Iterator[names.File]:
+    for one in paths:
         with suppress(OSError):  # a link that leads nowhere: it was deleted, or never came
-            yield names.File(one.relative_to(snapshot).as_posix(), one.stat().st_size)
+            yield names.File(one.relative_to(folder).as_posix(), one.stat().st_size)
