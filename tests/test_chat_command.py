@@ -137,7 +137,7 @@ async def test_a_conversation(
     exchange = await double.arrives()
     assert exchange.json["messages"] == [{"role": "user", "content": "/x"}]
     await exchange.stream(*said("z"))
-    await person.sees("z")
+    await person.sees("]\r\n>>> ")  # Ctrl-D is no text, that could come too early
     person.types("\x04")
     assert await person.ends() == 0
 
@@ -213,11 +213,15 @@ async def test_a_pipe(gateway: Serve, double: Double) -> None:
 
 async def test_what_cannot_be_in_a_pipe(gateway: Serve, double: Double, free_port: int) -> None:
     tropilla = await gateway(double)
+    closed = await gateway(double, api_keys=("one",))
+    empty = await gateway(f"http://127.0.0.1:{free_port}", ready=False)
     nowhere = f"http://127.0.0.1:{free_port}"
     for text, arguments, words in (
         ("", ("--url", tropilla.url), "Nothing was piped in"),
         ("x", ("zz", "--url", tropilla.url), "serves no zz; it serves m"),
         ("x", ("--url", nowhere), "No gateway answers"),
+        ("x", ("--url", closed.url), "refuses: "),
+        ("x", ("--url", empty.url), "serves nothing yet"),
     ):
         done = await piped(text, *arguments)
         assert done.returncode

@@ -139,7 +139,8 @@ def test_the_right_file_is_chosen(quant: str | None, first: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("there", "first"), [(["x-Q2_K.gguf", "x-Q8_0.gguf"], "x-Q8_0.gguf"), (["z.gguf"], "z.gguf")]
+    ("there", "first"),
+    [(["x-Q2_K.gguf", "x-Q8_0.gguf"], "x-Q8_0.gguf"), (["mmproj-z-Q8_0.gguf", "z.gguf"], "z.gguf")],
 )
 def test_without_the_usual_one(there: list[str], first: str) -> None:
     assert names.choose([names.File(one, 1) for one in there], None).files[0].name == first

@@ -119,6 +119,7 @@ def test_a_server_that_knows_no_ranges(there: Hub) -> None:
     there.cuts, there.ranges = [100_000], False
     done = cli("pull", REPO)
     assert Path(done.stdout.strip()).read_bytes() == TINY
+    assert len(there.fetched()) == 2, "the second time it was taken from its beginning"
 
 
 @pytest.mark.parametrize("name", ["tiny-Q4_K_M.gguf", "tiny.gguf"])

@@ -12,6 +12,10 @@ _SILENCE_SECONDS = 30.0
 """A stream tells every 10 s that it lives."""
 
 
+class NoGateway(click.ClickException):
+    """Nobody answers there, or not as a gateway does."""
+
+
 def asking(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options by which a running gateway is found."""
     key = click.option(
@@ -37,7 +41,8 @@ def ask(url: str, api_key: str | None, path: str, body: bytes | None = None) -> 
     """What a running gateway answers.
 
     Raises:
-        ClickException: it does not, or refuses.
+        NoGateway: it does not.
+        ClickException: it refuses.
     """
     import msgspec  # noqa: PLC0415
 
@@ -52,7 +57,8 @@ def streamed(url: str, api_key: str | None, path: str, body: Any) -> Iterator[An
     """The events of a stream that a running gateway tells.
 
     Raises:
-        ClickException: it does not answer, or refuses.
+        NoGateway: it does not answer.
+        ClickException: it refuses.
         OSError: it has broken off.
     """
     import msgspec  # noqa: PLC0415
@@ -85,9 +91,9 @@ def _opened(url: str, api_key: str | None, path: str, body: bytes | None) -> Ite
         yield answer
 
 
-def _nobody(url: str, error: Exception) -> click.ClickException:
+def _nobody(url: str, error: Exception) -> NoGateway:
     why = getattr(error, "reason", error)
-    return click.ClickException(
+    return NoGateway(
         f"No gateway answers at {url} ({why}). Does it run there? Name another with --url."
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tropilla.cli.asking import ask, asking, root_of, streamed
+from tropilla.cli.asking import NoGateway, ask, asking, root_of, streamed
 from tropilla.cli.options import SETTINGS
 
 if TYPE_CHECKING:
@@ -188,27 +188,27 @@ def _piped(prompt: str | None) -> str | None:
 
 def _open(stack: ExitStack, root: str, key: str | None, model: str | None, *, named: bool) -> Chat:
     """The chat with a model, wherever that is."""
+    cards: list[dict[str, Any]] | None = None
     try:
         cards = ask(root, key, "/v1/models")["data"]
-    except click.ClickException:
+    except NoGateway:
         if named:
             raise
-        cards = None
-    if cards is not None:
-        if model is None and cards:
-            able = [one for one in cards if one["status"]["value"] == "loaded"]
-            return Chat(root, key, (able or cards)[0])
-        if card := _card(cards, model):
-            return Chat(root, key, card)
-    if model is not None and "/" not in model and not model.endswith(".gguf"):
-        there = ", ".join(one["id"] for one in cards or ())
+    if cards is not None and model is None:
+        if not cards:
+            raise click.ClickException(f"The gateway at {root} serves nothing yet.")
+        able = [one for one in cards if one["status"]["value"] == "loaded"]
+        return Chat(root, key, (able or cards)[0])
+    if cards is not None and (card := _card(cards, model)):
+        return Chat(root, key, card)
+    if model is None or "/" in model or model.endswith(".gguf"):
+        return _own(stack, model)
+    if cards is None:
         raise click.ClickException(
-            f"The gateway at {root} serves no {model}; it serves {there or 'nothing'}."
-            if cards is not None
-            else f"No gateway runs at {root}, and {model} is no GGUF file and no OWNER/NAME of the "
-            "hub."
+            f"No gateway runs at {root}, and {model} is no GGUF file and no OWNER/NAME of the hub."
         )
-    return _own(stack, model)
+    there = ", ".join(one["id"] for one in cards) or "nothing"
+    raise click.ClickException(f"The gateway at {root} serves no {model}; it serves {there}.")
 
 
 def _own(stack: ExitStack, model: str | None) -> Chat:

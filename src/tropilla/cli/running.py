@@ -78,13 +78,14 @@ def _be(config: Config, sockets: list[socket.socket], life: int, log: IO[bytes])
 
 
 def _wait(pid: int, root: str, config: Config, log: IO[bytes]) -> None:
-    from tropilla.cli.asking import ask  # noqa: PLC0415
+    from tropilla.cli.asking import NoGateway, ask  # noqa: PLC0415
 
     while True:
         if os.waitpid(pid, os.WNOHANG)[0]:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_WORDS))
             raise click.ClickException(log.read().decode("utf-8", "replace").strip())
-        cards = ask(root, next(iter(config.api_keys), None), "/v1/models")["data"]
-        if any(one["status"]["value"] == "loaded" for one in cards):
-            return
+        with suppress(NoGateway):  # it is ending, and is asked for why in the next round
+            cards = ask(root, next(iter(config.api_keys), None), "/v1/models")["data"]
+            if any(one["status"]["value"] == "loaded" for one in cards):
+                return
         time.sleep(_LOOK_SECONDS)
