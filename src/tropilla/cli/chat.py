@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,7 @@ class Chat:
         first = [{"role": "system", "content": self.system}] if self.system else []
         return [*first, *self.messages]
 
-    def ask(self, text: str) -> Iterator[tuple[str, str]]:
+    def ask(self, text: str) -> Generator[tuple[str, str]]:
         """Say something; the answer comes in pieces of `content` and of `reasoning`.
 
         What has come of it is kept, however it ends; without any, nothing was said.
@@ -270,19 +270,18 @@ def _talk(chat: Chat) -> None:
     while True:
         try:
             text = _typed()
-        except KeyboardInterrupt:
-            click.echo("\nCtrl-D ends.")
-            continue
-        except EOFError:
-            click.echo()
-            return
-        if text.startswith("/") and not text.startswith("//"):
             word, _, rest = text.partition(" ")
             if word in {"/exit", "/bye", "/quit"}:
                 return
-            _obey(chat, word, rest.strip())
-        elif text.strip():
-            _answer(chat, text.removeprefix("/") if text.startswith("//") else text)
+            if text.startswith("/") and not text.startswith("//"):
+                _obey(chat, word, rest.strip())
+            elif text.strip():
+                _answer(chat, text.removeprefix("/") if text.startswith("//") else text)
+        except KeyboardInterrupt:
+            click.echo("\nCtrl-D ends.")
+        except EOFError:
+            click.echo()
+            return
 
 
 def _typed() -> str:
@@ -297,11 +296,12 @@ def _typed() -> str:
 
 
 def _answer(chat: Chat, text: str) -> None:
-    kind = last = ""
+    last = ""
     try:
-        for kind, piece in chat.ask(text):
-            last = piece.translate(_OBEYED)
-            click.secho(last, nl=False, dim=kind == "reasoning")
+        with closing(chat.ask(text)) as pieces:
+            for kind, piece in pieces:
+                last = piece.translate(_OBEYED)
+                click.secho(last, nl=False, dim=kind == "reasoning")
     except KeyboardInterrupt:
         click.echo(" (stopped)", nl=False)
         last = " "
