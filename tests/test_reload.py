@@ -16,6 +16,7 @@ from doubles.llama import llama
 from doubles.upstream import Double, streams, told
 from test_cli import DEADLINE, POSIX, ask, serving
 from tropilla.config import Config, ModelConfig, QueueConfig, UpstreamConfig
+from tropilla.server import run
 
 pytestmark = pytest.mark.anyio
 
@@ -103,6 +104,37 @@ async def test_names_keys_slots_and_the_queue(gateway: Serve, doubles: Start) ->
     for model, status in (("a", 200), ("m", 404)):
         answer = await tropilla.ask("POST", PATH, {"model": model, "messages": messages}, key)
         assert answer.status == status
+
+
+async def test_what_was_read_by_a_signal_is_not_read_again(
+    gateway: Serve, double: Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tropilla = await gateway(models=config(double).models)
+    file, looks, read = tmp_path / "tropilla.yaml", 0, list[str]()
+    file.write_text("one", encoding="utf-8")
+
+    def state(path: Path, own: Any = run._state) -> Any:
+        nonlocal looks
+        looks += 1
+        return own(path)
+
+    def again() -> tuple[Config, str]:
+        read.append(file.read_text(encoding="utf-8"))
+        return config(double), ""
+
+    monkeypatch.setattr(run, "_WATCH_SECONDS", 0)
+    monkeypatch.setattr(run, "_state", state)
+    running = run._Run(tropilla.gateway, config(double), again)
+    watch = asyncio.create_task(running.watch(file))
+    await tropilla.has(lambda: looks > 1)
+    file.write_text("two, by a signal", encoding="utf-8")
+    running.reload()
+    before = looks
+    await tropilla.has(lambda: looks > before + 2)
+    file.write_text("three, by itself", encoding="utf-8")
+    await tropilla.has(lambda: len(read) == 2)
+    watch.cancel()
+    assert read == ["two, by a signal", "three, by itself"]
 
 
 # As a user does it.

@@ -98,6 +98,9 @@ class _Run:
         self._listener = Listener(gateway)
         self._settings = config
         self._again = again
+        self._file: Path | None = None
+        self._seen: tuple[int, int] | None = None
+        """The file as it was when it was read last."""
         self._patience = [config.drain, 0.0]
         self._draining: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
@@ -118,6 +121,8 @@ class _Run:
         """Read the settings again; those that cannot be are refused, and the old ones stay."""
         if self._again is None or self._draining is not None:
             return
+        if self._file is not None:
+            self._seen = _state(self._file)
         try:
             config, told = self._again()
             _check(self._settings, config)
@@ -131,12 +136,11 @@ class _Run:
         log.info("settings.read", "The settings were read again.{news}", news=told.splitlines())
 
     async def watch(self, file: Path) -> None:
-        """Read the settings again whenever their file changes."""
-        seen = _state(file)
+        """Read the settings again whenever their file changes, if nobody else has it done."""
+        self._file, self._seen = file, _state(file)
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            if (now := _state(file)) != seen:
-                seen = now
+            if _state(file) != self._seen:
                 self.reload()
 
     def end_with(self, life: int) -> None:
