@@ -652,6 +652,7 @@ class Herd(RuleBasedStateMachine):
         chain=st.lists(st.integers(0, 3), max_size=3).map(tuple),
         session=st.none() | st.integers(0, 2),
         slots=st.integers(0, 2),
+        body=st.integers(0, 3),
         seconds=st.sampled_from([0, 0, 0.1, 4]),
     )
     def request(self, seconds: float, **fields: Any) -> int:
@@ -699,7 +700,7 @@ class Herd(RuleBasedStateMachine):
             self.next += 1
             avoid = frozenset({upstream})
             since = self.order[request]
-            fields = {n: getattr(held.ask, n) for n in ("model", "key", "needs", "chain")}
+            fields = {n: getattr(held.ask, n) for n in ("model", "key", "needs", "chain", "body")}
             hurries = again == "hurries"
             self.ask(self.next, Ask(avoid=avoid, since=since, hurries=hurries, **fields))
             return self.next
