@@ -1,6 +1,6 @@
 """Four real engines, and what befalls them; `make faults` is the long version.
 
-Where it is cheap a control follows: without the mechanism the same fault does harm.
+A control follows each: without the mechanism the same fault does harm.
 """
 
 from __future__ import annotations
