@@ -81,7 +81,7 @@ def said(back: str, *texts: str) -> Iterator[Frame]:
 def test_only_the_first_chunks_of_a_kind_are_read(
     monkeypatch: pytest.MonkeyPatch, back: str
 ) -> None:
-    frames = list(said(back, "The", " cat", ' said "no"', "\n", " twice"))
+    frames = list(said(back, "", "The", " cat", ' said "no"', "\n", " twice"))
     assert reads(monkeypatch, back, frames) == 2
 
 
@@ -89,5 +89,5 @@ def test_only_the_first_chunks_of_a_kind_are_read(
 def test_a_text_whose_place_is_not_certain_is_no_example(
     monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    frames = list(said("openai_chat", "The", text, " cat", " sat"))
+    frames = list(said("openai_chat", "", text, " cat", " sat"))
     assert reads(monkeypatch, "openai_chat", frames) == 3

@@ -16,7 +16,7 @@ import msgspec
 
 from tropilla.dialects import _problems
 from tropilla.framing import COMMENT, Frame
-from tropilla.ir import Event, Extras, Failed, Json, Malformed, PartDelta, Problem
+from tropilla.ir import Event, Extras, Failed, Json, Malformed, PartDelta, PartStarted, Problem
 
 CUT_SHORT = Problem(
     kind="upstream_failed",
@@ -56,8 +56,12 @@ class _Like:
 def _like(frame: Frame, told: Sequence[Event]) -> _Like | None:
     """What the next frame may be like, if it is certain where the text of this one is."""
     match told:
-        case [PartDelta(text=text, logprobs=None, tokens=None) as delta] if text:
-            data, quoted = frame.data, b'"%b"' % text.encode("utf-8", "replace")
+        case [PartDelta() as delta] | [PartStarted(kind="text"), PartDelta() as delta] if (
+            delta.text
+        ):
+            if delta.logprobs is not None or delta.tokens is not None:
+                return None
+            data, quoted = frame.data, b'"%b"' % delta.text.encode("utf-8", "replace")
             at = data.find(quoted)
             # Without a backslash no string is written in two ways, nor has a quote in it.
             if 0 <= at == data.rfind(quoted) and b"\\" not in data:
