@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
 
 from grammar import TODAY
@@ -223,6 +222,8 @@ def test_a_wrong_tool_is_named(tools: Any, param: str) -> None:
         ({"context": [1, 2, 3]}, "context"),
         ({"context": [2**70]}, "context"),
         ({"context": ["x"]}, "context"),
+        ({"context": list(b'[["king","x"]]')}, "context"),
+        ({"context": list(b"[" + b'["user","x"],' * 4096 + b'["user","x"]]')}, "context"),
     ],
 )
 def test_what_generate_cannot_do_is_named(fields: dict[str, Any], param: str) -> None:
@@ -239,12 +240,8 @@ def test_what_only_ollama_has_goes_to_no_other_server() -> None:
     assert own == ASKED | {
         "keep_alive": "5m", "options": {"num_ctx": 1}, "think": False, "stream": True,
     }  # fmt: skip
-    assert (
-        "api/generate"
-        not in msgspec.json.encode(ollama.render_request(generate(), TODAY))
-        .decode()
-        .partition('"path"')[0]
-    ), "how the answer is told is nobody else's"
+    own = ollama.render_request(generate(), TODAY).body
+    assert own.keys() == {"model", "messages", "stream"}, "how the answer is told is nobody else's"
 
 
 def test_a_choice_of_tools_is_said_as_far_as_it_can_be() -> None:

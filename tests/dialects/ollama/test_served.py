@@ -161,6 +161,11 @@ async def test_what_is_loaded(gateway: Serve, double: Double, free_port: int) ->
     assert loaded[0]["expires_at"] > "2100"
     answer = await tropilla.ask("POST", "/api/generate", {"model": "m"})
     assert (answer.json["done_reason"], answer.json["response"]) == ("load", "")
+    wrong: tuple[Any, ...] = ([], {}, True, "x")
+    for alive in wrong:
+        asked = {"model": "m", "keep_alive": alive}
+        answer = await tropilla.ask("POST", "/api/chat", asked)
+        assert (answer.status, "keep_alive" in answer.json["error"]) == (400, True)
     answer = await tropilla.ask("POST", "/api/chat", {"model": "m", "keep_alive": 0})
     assert (answer.json["done_reason"], answer.json["done"]) == ("unload", True)
     await tropilla.until(lambda: any(one.state == "down" for one in tropilla.fleet.upstreams))
@@ -208,6 +213,8 @@ async def test_vectors_of_the_real_engine(gateway: Serve) -> None:
         )
         for path, body, expected in nothing:
             assert (await tropilla.ask("POST", path, body)).json == expected
+            unknown = await tropilla.ask("POST", path, body | {"model": "x"})
+            assert (unknown.status, "'x'" in unknown.json["error"]) == (404, True)
         for given in ({}, {"input": [5]}, {"input": [""]}):
             body = {"model": "e"} | given
             answer = await tropilla.ask("POST", "/api/embed", body)

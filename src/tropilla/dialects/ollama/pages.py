@@ -14,6 +14,7 @@ from tropilla.dialects._beside import Page, Shape, Shown, Visit
 from tropilla.dialects._fields import invalid, missing, wrong_type
 from tropilla.dialects._openai import encode
 from tropilla.dialects.ollama.names import served_as, tagged, when
+from tropilla.dialects.ollama.request import check_alive
 from tropilla.ir import Json, JsonObject, Problem, ProblemError
 
 _ABILITIES = {
@@ -48,7 +49,7 @@ def _ps(visit: Visit) -> Shown:
 
 
 def _show(visit: Visit) -> Shown:
-    card = _asked(visit, "model", "name")
+    card = asked(visit, "model", "name")
     details = _details(card)
     meta = _meta(card)
     info: JsonObject = {"general.architecture": details["family"] or "unknown"}
@@ -59,7 +60,7 @@ def _show(visit: Visit) -> Shown:
         f"{family}.embedding_length": meta.get("n_embd"),
         f"{family}.vocab_size": meta.get("n_vocab"),
     }
-    info |= {name: value for name, value in told.items() if value is not None}
+    info |= {name: value for name, value in told.items() if type(value) is int}
     able = card.get("capabilities") or ()
     return _json(
         {
@@ -74,7 +75,7 @@ def _show(visit: Visit) -> Shown:
     )
 
 
-def _asked(visit: Visit, *names: str) -> JsonObject:
+def asked(visit: Visit, *names: str) -> JsonObject:
     """The card of the model that a request names.
 
     Raises:
@@ -100,9 +101,9 @@ def _listed(card: JsonObject) -> JsonObject:
         "name": name,
         "model": name,
         "modified_at": when(card["created"]),
-        "size": _meta(card).get("size", 0),
+        "size": size if type(size := _meta(card).get("size")) is int else 0,
         # Of what is known of it: the file is where its server is.
-        "digest": sha256(encode([card["id"], _meta(card)])).hexdigest(),
+        "digest": sha256(encode([card["id"], _plain(_meta(card))])).hexdigest(),
         "details": _details(card),
     }
 
@@ -119,6 +120,10 @@ def _loaded(card: JsonObject) -> JsonObject:
 
 def _is_loaded(card: JsonObject) -> bool:
     return card["status"].get("value") in {"loaded", "sleeping"}
+
+
+def _plain(meta: JsonObject) -> list[Json]:
+    return sorted([name, value] for name, value in meta.items() if type(value) is int)
 
 
 def _meta(card: JsonObject) -> JsonObject:
@@ -167,9 +172,10 @@ def loads_generate(visit: Visit) -> Shown | None:
 def _load(visit: Visit, said: JsonObject) -> Shown:
     if visit.body.get("images") or visit.body.get("suffix"):
         raise invalid("prompt", "it must not be empty.")
-    card = _asked(visit, "model")
+    card = asked(visit, "model")
     alive = visit.body.get("keep_alive")
-    unloads = type(alive) is not bool and alive in {0, "0", "0s", "0m"}
+    check_alive(alive)
+    unloads = alive in {0, "0", "0s", "0m"}
     head = {"model": visit.body["model"], "created_at": when(visit.known.now)}
     if card["status"].get("failed"):
         message = f"The server of '{card['id']}' cannot be reached."

@@ -12,8 +12,16 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from tropilla.dialects import Wire, _formats
-from tropilla.dialects._fields import Fields, invalid, missing, read_knobs, texts, write_knobs
-from tropilla.dialects._openai import encode
+from tropilla.dialects._fields import (
+    Fields,
+    check_length,
+    invalid,
+    missing,
+    read_knobs,
+    texts,
+    write_knobs,
+)
+from tropilla.dialects._openai import MOST_MESSAGES, encode
 from tropilla.dialects.ollama.messages import (
     parse_messages,
     parse_tools,
@@ -36,8 +44,6 @@ from tropilla.ir import (
     Traits,
 )
 
-_GENERATES = "/api/generate"
-"""Among the extras: that the answer is told as that path tells it, not as a message."""
 _EFFORTS = {"minimal": "low", "xhigh": "max"}
 """What Ollama has no word for."""
 _FORMAT = "format"
@@ -47,8 +53,8 @@ _DURATION = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 
 
 def generates(request: Request) -> bool:
-    """Whether the answer has a `response`, not a `message`."""
-    return not isinstance(request.input, Chat) or _GENERATES in request.extras
+    """Whether the answer has a `response`, not a `message`: the path is kept for it."""
+    return not isinstance(request.input, Chat) or GENERATE_PATH in request.extras
 
 
 # A client's request.
@@ -66,10 +72,10 @@ def parse_request(body: JsonObject, path: str) -> Request:
     if path == GENERATE_PATH:
         wanted = _parse_generate(fields, effort)
         if isinstance(wanted, Chat):
-            extras[_GENERATES] = True
+            extras[GENERATE_PATH] = True
     else:
         wanted = _parse_chat(fields, effort)
-    _check_alive(fields.rest.get("keep_alive"))
+    check_alive(fields.rest.get("keep_alive"))
     limit = options.integer("num_predict")
     chances = fields.boolean("logprobs"), fields.integer("top_logprobs", 0, _MOST_TOPS)
     knobs = read_knobs(options, openai=False)
@@ -156,7 +162,7 @@ def _parse_format(value: Json) -> Format | None:
     raise invalid(_FORMAT, "expected 'json' or a JSON Schema.")
 
 
-def _check_alive(value: Json) -> None:
+def check_alive(value: Json) -> None:
     """Models stay loaded here, as long as their servers run; but it must be a duration."""
     if value is None or type(value) is int or type(value) is float:
         return
@@ -187,6 +193,7 @@ def _read_context(values: list[Json] | None) -> tuple[Message, ...]:
         said = msgspec.json.decode(bytes(values), type=list[tuple[_Role, str]])
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
         raise invalid("context", "it is none that this gateway has given.") from None
+    check_length(said, "context", MOST_MESSAGES)
     return tuple(Message(role=role, parts=(Text(text=text),)) for role, text in said)
 
 
@@ -196,7 +203,7 @@ def _read_context(values: list[Json] | None) -> tuple[Message, ...]:
 def render_request(request: Request, traits: Traits) -> Wire:  # noqa: ARG001 - all are alike
     """Say a request to a server of Ollama's."""
     own = request.extras if request.dialect == NAME else {}
-    body: JsonObject = {name: value for name, value in own.items() if name != _GENERATES}
+    body: JsonObject = {name: value for name, value in own.items() if name != GENERATE_PATH}
     options: JsonObject = dict(body.pop("options", {}))
     dropped: list[str] = []
     if request.n != 1:

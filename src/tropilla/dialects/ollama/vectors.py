@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from tropilla.dialects._beside import Face, Shape, Shown, Visit
 from tropilla.dialects._fields import Fields, missing, wrong_type
 from tropilla.dialects._openai import encode
+from tropilla.dialects.ollama.pages import asked
 from tropilla.ir import JsonObject, Usage
 
 
@@ -17,13 +18,13 @@ def _parse(body: JsonObject) -> JsonObject:
     for place, one in enumerate(given if type(given) is list else ()):
         if type(one) is not str:
             raise wrong_type(f"input.{place}", "a string", one)
-    asked = {
+    told = {
         "model": fields.string("model"),
         "input": given,
         "dimensions": fields.integer("dimensions", least=1),
     }
     fields.boolean("truncate")
-    return asked
+    return told
 
 
 def _parse_old(body: JsonObject) -> JsonObject:
@@ -46,13 +47,17 @@ def _none(visit: Visit) -> Shown | None:
     given = visit.body.get("input")
     if given is None:
         raise missing("input")
-    if given in ("", []):
-        return Shown(body=encode({"model": visit.body.get("model") or "", "embeddings": []}))
-    return None
+    if given not in ("", []):
+        return None
+    asked(visit, "model")
+    return Shown(body=encode({"model": visit.body["model"], "embeddings": []}))
 
 
 def _none_old(visit: Visit) -> Shown | None:
-    return None if visit.body.get("prompt") else Shown(body=encode({"embedding": []}))
+    if visit.body.get("prompt"):
+        return None
+    asked(visit, "model")
+    return Shown(body=encode({"embedding": []}))
 
 
 FACES = (
