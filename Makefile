@@ -5,7 +5,7 @@
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
-CLIENTS := openai2 openai3 frameworks llm ollama
+CLIENTS := openai2 openai3 frameworks llm ollama anthropic0 anthropic2
 NODE_CLIENTS := v6 v7
 PEERS := smg litellm flask
 
@@ -42,7 +42,7 @@ check: .venv/.dev ## Formatting, lint, types, and who may import whom
 clients: .venv/.serve $(CLIENTS:%=.venvs/%/.done) ## Try real clients, of Python and Node, on a real gateway
 	@if command -v node >/dev/null && command -v npm >/dev/null; then \
 		$(MAKE) --silent --no-print-directory $(NODE_CLIENTS:%=.venvs/node-%/.done) .venvs/node-ai_sdk/.done \
-			.venvs/node-ollama/.done; \
+			.venvs/node-ollama/.done .venvs/node-anthropic/.done; \
 	fi
 	@exec $(BIN)/python tests/clients/run.py $(ARGS)
 
@@ -126,7 +126,8 @@ $(NODE_CLIENTS:%=.venvs/node-%/.done): .venvs/node-%/.done: tests/clients/openai
 
 .venvs/node-ai_sdk/.done: tests/clients/ai_sdk/package-lock.json
 .venvs/node-ollama/.done: tests/clients/ollama_node/package-lock.json
-.venvs/node-ai_sdk/.done .venvs/node-ollama/.done:
+.venvs/node-anthropic/.done: tests/clients/anthropic_node/package-lock.json
+.venvs/node-ai_sdk/.done .venvs/node-ollama/.done .venvs/node-anthropic/.done:
 	@echo "Setting up $(@D) ..."
 	@mkdir -p $(@D)
 	@cp $(<D)/package*.json $(@D)

@@ -29,14 +29,14 @@ lock requirements/serve.txt pyproject.toml --extra engine --group build \
     --constraint requirements/dev.txt
 locked=(requirements/dev.txt requirements/serve.txt)
 
-for folder in tests/clients/{openai2,openai3,frameworks,llm,ollama} tests/fuzz tools/audit \
+for folder in tests/clients/{openai2,openai3,frameworks,llm,ollama,anthropic0,anthropic2} tests/fuzz tools/audit \
     bench/peers/{smg,litellm,flask}; do
     lock "$folder/requirements.txt" "$folder/requirements.in"
     locked+=("$folder/requirements.txt")
 done
 
 if command -v npm >/dev/null; then
-    for folder in tests/clients/openai_node/v* tests/clients/{ai_sdk,ollama_node} bench/peers/portkey; do # package.json says which version: edit it there
+    for folder in tests/clients/openai_node/v* tests/clients/{ai_sdk,ollama_node,anthropic_node} bench/peers/portkey; do # package.json says which version: edit it there
         echo "$folder/package-lock.json"
         npm install --prefix "$folder" --package-lock-only --ignore-scripts --silent \
             --omit-lockfile-registry-resolved

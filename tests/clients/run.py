@@ -70,6 +70,9 @@ CLIENTS = [
     Client("openai (Python) 3.x", "openai3", "openai_python"),
     Client("openai (Node) 6.x", "node-v6", "openai_node"),
     Client("openai (Node) 7.x", "node-v7", "openai_node"),
+    Client("anthropic (Python) 0.x", "anthropic0", "anthropic_python", "anthropic.md"),
+    Client("anthropic (Python) 2.x", "anthropic2", "anthropic_python", "anthropic.md"),
+    Client("@anthropic-ai/sdk (Node) 1.x", "node-anthropic", "anthropic_node", "anthropic.md"),
     Client("ollama (Python) 0.6", "ollama", "ollama_python", "ollama.md"),
     Client("ollama (Node) 0.6", "node-ollama", "ollama_node", "ollama.md"),
 ]
