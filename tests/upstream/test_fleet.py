@@ -496,7 +496,7 @@ async def test_errors_in_a_row_take_an_upstream_out(
     [
         (PATH, CHAT),
         ("/v1/embeddings", {"model": "m", "input": "x"}),
-        ("/v1/messages", {"model": "m", "max_tokens": 1, "messages": CHAT["messages"]}),
+        ("/embedding", {"model": "m", "content": "x"}),
     ],
 )
 async def test_what_two_upstreams_died_of_is_given_to_no_third_one(
@@ -526,7 +526,7 @@ async def test_what_two_upstreams_died_of_is_given_to_no_third_one(
     ("path", "body"),
     [
         ("/v1/embeddings", {"model": "m", "input": "x"}),
-        ("/v1/messages", {"model": "m", "max_tokens": 1, "messages": CHAT["messages"]}),
+        ("/embedding", {"model": "m", "content": "x"}),
     ],
 )
 async def test_whatever_is_asked_keys_take_turns(
