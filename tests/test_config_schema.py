@@ -17,6 +17,7 @@ from tropilla.config import (
     Config,
     EngineConfig,
     FailuresConfig,
+    LimitsConfig,
     ModelConfig,
     PriceConfig,
     QueueConfig,
@@ -207,6 +208,7 @@ INNER: dict[str, type[msgspec.Struct]] = {
     "failures": FailuresConfig,
     "price": PriceConfig,
     "accounts": AccountsConfig,
+    "limits": LimitsConfig,
 }
 
 
@@ -220,7 +222,7 @@ def test_the_page_has_a_row_for_every_setting_with_its_default() -> None:
         for setting in settings(inner).values():
             default = msgspec.json.encode(setting.default).decode().strip('"').removesuffix(".0")
             row = rows[f"| `{name}.{setting.name}`"]
-            assert setting.default is None or f"`{default}`" in row[2]
+            assert setting.default in (None, {}) or f"`{default}`" in row[2]
     for name in ("listen", "max_body"):
         assert f"`{getattr(Config(), name)}`" in rows[f"| `{name}`"][2]
     assert f"`{EngineConfig().slots}`" in rows["| `slots`"][2]

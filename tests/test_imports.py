@@ -34,6 +34,7 @@ COMMANDS = (
     "db",
     "doctor",
     "herd",
+    "keys",
     "models",
     "options",
     "serve",

@@ -9,20 +9,25 @@ from tropilla.keys import Keys
 BEARER = b"authorization"
 
 
+def owner(keys: Keys, headers: dict[bytes, bytes]) -> str | None:
+    found = keys.find(headers, 0.0)
+    return None if found is None else found.id
+
+
 def test_no_key_lets_everybody_in() -> None:
     for keys in (Keys(()), Keys(("",))):
         assert not keys
-        assert keys.owner({}) is not None
-        assert keys.owner({BEARER: b"Bearer x"}) is not None
+        assert owner(keys, {}) is not None
+        assert owner(keys, {BEARER: b"Bearer x"}) is not None
 
 
 @pytest.mark.parametrize("key", ["k", "sk-" + "x" * 500, "Grüße", "a b"])
 def test_a_key_lets_its_owner_in(key: str) -> None:
     for keys in (Keys((key,)), Keys(("other", key)), Keys((key, "other"))):
         assert keys
-        assert keys.owner({BEARER: b"Bearer " + key.encode()}) is not None
-        assert keys.owner({b"x-api-key": key.encode()}) is not None
-        assert keys.owner({b"api-key": key.encode(), BEARER: b"Bearer wrong"}) is not None
+        assert owner(keys, {BEARER: b"Bearer " + key.encode()}) is not None
+        assert owner(keys, {b"x-api-key": key.encode()}) is not None
+        assert owner(keys, {b"api-key": key.encode(), BEARER: b"Bearer wrong"}) is not None
 
 
 @pytest.mark.parametrize(
@@ -43,18 +48,18 @@ def test_a_key_lets_its_owner_in(key: str) -> None:
     ],
 )
 def test_nobody_else_comes_in(headers: dict[bytes, bytes]) -> None:
-    assert Keys(("k",)).owner(headers) is None
+    assert owner(Keys(("k",)), headers) is None
 
 
 def test_a_digest_is_all_that_is_kept() -> None:
-    assert "secret" not in repr(vars(Keys(("secret",))))
+    assert "hidden" not in repr(vars(Keys(("hidden",))))
 
 
 def test_whose_a_request_is() -> None:
     keys = Keys(["one", "two"])
-    one = keys.owner({b"authorization": b"Bearer one"})
-    assert one == keys.owner({b"x-api-key": b"one"}) == keys.owner({b"api-key": b"one"})
-    assert one not in {"", "one", keys.owner({b"x-api-key": b"two"})}
-    assert keys.owner({b"authorization": b"Bearer wrong", b"x-api-key": b"one"}) == one
-    assert keys.owner({b"x-api-key": b"wrong"}) is keys.owner({}) is None
-    assert Keys([]).owner({b"x-api-key": b"one"}) == ""
+    one = owner(keys, {b"authorization": b"Bearer one"})
+    assert one == owner(keys, {b"x-api-key": b"one"}) == owner(keys, {b"api-key": b"one"})
+    assert one not in {"", "one", owner(keys, {b"x-api-key": b"two"})}
+    assert owner(keys, {b"authorization": b"Bearer wrong", b"x-api-key": b"one"}) == one
+    assert owner(keys, {b"x-api-key": b"wrong"}) is owner(keys, {}) is None
+    assert owner(Keys([]), {b"x-api-key": b"one"}) == ""

@@ -56,6 +56,7 @@ _MOST_COST = 2**53
 """An upstream may tell any number; a store has place for one like these, and for their sums."""
 _MOST_IDS = 500
 _RETRY_SECONDS = 1.0
+_WHOLE_SECONDS = 30.0
 _HOUR = 3600
 
 Row: TypeAlias = tuple[Cell, ...]
@@ -85,6 +86,17 @@ class Ledger:
     def full(self) -> bool:
         """Whether there is no place for another row."""
         return self._spool.full
+
+    async def whole(self) -> None:
+        """Wait until the store has all that was spooled before.
+
+        Raises:
+            StoreError: it does not take it.
+        """
+        if self._catcher is not None:
+            await asyncio.wait({self._catcher}, timeout=_WHOLE_SECONDS)
+        if self._spool.rows:
+            raise StoreError("The store does not take the rows that wait for it in the spool.")
 
     def begun(self, record: Record) -> None:
         """Nothing is known yet that would be worth a row."""

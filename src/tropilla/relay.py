@@ -480,6 +480,23 @@ async def count(
     await fleet.serve(ask, work, told=lambda: reply.started)
 
 
+async def size(request: Request, key: str, *, fleet: Fleet) -> int | None:
+    """How many tokens the prompt of a request is; `None` if nobody can count them.
+
+    Raises:
+        ProblemError: nobody can serve such a request.
+    """
+    found: Usage | None = None
+
+    async def work(lease: Lease) -> None:
+        nonlocal found
+        found = await prompt_tokens(lease.upstream, _prepared(request, lease)[0])
+
+    ask = Ask(model=request.model, needs=tuple(_needs(request)), key=key, slots=0)
+    await fleet.serve(ask, work, told=lambda: False)
+    return None if found is None or found.extras else found.prompt_tokens
+
+
 # What is passed on as it is.
 
 _NATIVE: tuple[Ability, ...] = ("native",)

@@ -10,7 +10,7 @@ import os
 import click
 
 from tropilla import __version__
-from tropilla.cli import chat, config, connect, db, doctor, herd, models, serve, usage
+from tropilla.cli import chat, config, connect, db, doctor, herd, keys, models, serve, usage
 from tropilla.cli.options import SETTINGS
 
 
@@ -30,6 +30,7 @@ main.add_command(doctor.command)
 main.add_command(connect.command)
 main.add_command(herd.herd)
 main.add_command(herd.route)
+main.add_command(keys.command)
 main.add_command(models.models)
 main.add_command(models.pull)
 main.add_command(usage.command)

@@ -8,19 +8,24 @@ together) and from the environment; `show` and `schema` tell it to people and to
 Only `source` and `show` need YAML: a gateway that is told everything by flags does not load it.
 """
 
-from tropilla.config.texts import read_keys, read_listen, read_url, shown_url
+from tropilla.config.texts import read_keys, read_listen, read_moment, read_url, shown_url
 from tropilla.config.tree import (
     TINY_MODEL,
     TINY_NAME,
     AccountsConfig,
+    BudgetConfig,
     Config,
     ConfigError,
     EngineConfig,
     FailuresConfig,
+    KeyConfig,
+    LimitsConfig,
     ModelConfig,
     PriceConfig,
     QueueConfig,
     ResponsesConfig,
+    TeamConfig,
+    TermsConfig,
     TimeoutsConfig,
     UpstreamConfig,
 )
@@ -29,18 +34,24 @@ __all__ = [
     "TINY_MODEL",
     "TINY_NAME",
     "AccountsConfig",
+    "BudgetConfig",
     "Config",
     "ConfigError",
     "EngineConfig",
     "FailuresConfig",
+    "KeyConfig",
+    "LimitsConfig",
     "ModelConfig",
     "PriceConfig",
     "QueueConfig",
     "ResponsesConfig",
+    "TeamConfig",
+    "TermsConfig",
     "TimeoutsConfig",
     "UpstreamConfig",
     "read_keys",
     "read_listen",
+    "read_moment",
     "read_url",
     "shown_url",
 ]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tropilla.config.kinds import Way
 from tropilla.config.read import Reader
-from tropilla.config.tree import UpstreamConfig
+from tropilla.config.tree import BudgetConfig, UpstreamConfig
 
 
 class _Served(NamedTuple):
@@ -30,6 +30,7 @@ def check(reader: Reader) -> None:
     _outside(reader)
     _engine(reader)
     _templates(reader)
+    _budgets(reader)
 
 
 def _names(reader: Reader) -> None:
@@ -109,3 +110,9 @@ def _templates(reader: Reader) -> None:
             reader.complain(
                 way, f"auto does not undo {told}: leave that out, and name it where it is wanted."
             )
+
+
+def _budgets(reader: Reader) -> None:
+    for way, value in reader.values.items():
+        if isinstance(value, BudgetConfig) and (value.tokens is None) == (value.money is None):
+            reader.complain(way, "a budget is of tokens or of money: name one of them.")

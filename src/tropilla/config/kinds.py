@@ -27,7 +27,7 @@ class Plain(Value, frozen=True, kw_only=True):
 
     @property
     def form(self) -> str | None:
-        """What kind of text it is: `url`, `listen` or `secret`."""
+        """What kind of text it is: `url`, `listen`, `moment` or `secret`."""
         return (self.meta.extra or {}).get("form")
 
 
@@ -90,9 +90,12 @@ def settings(struct: type[msgspec.Struct]) -> dict[str, Setting]:
 
 def described(struct: type[msgspec.Struct]) -> dict[str, str]:
     """What the texts below the settings of a struct say."""
+    told: dict[str, str] = {}
+    for base in struct.__bases__:
+        if base is not msgspec.Struct and issubclass(base, msgspec.Struct):
+            told |= described(base)
     (tree,) = parse(inspect.getsource(struct)).body
     assert isinstance(tree, ClassDef)  # noqa: S101 - the source of a class is one
-    told: dict[str, str] = {}
     for line, below in zip(tree.body, tree.body[1:], strict=False):
         match line, below:
             case (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -72,6 +73,24 @@ def read_listen(text: str) -> str:
             "127.0.0.1:8081, or [::1]:8081; 0.0.0.0 listens everywhere."
         )
     return text.strip()
+
+
+def read_moment(text: str) -> str:
+    """A day or a time, as ISO 8601 says it: `2027-01-31`, `2027-01-31T12:00:00+01:00`.
+
+    It is given back in UTC, which it is in if it does not say otherwise.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        told = datetime.fromisoformat(text.strip())
+        moment = told.replace(tzinfo=UTC) if told.tzinfo is None else told.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ConfigError(
+            f"{text[:40]!r} is no time: write it as 2027-01-31, or as 2027-01-31T12:00:00Z."
+        ) from None
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 def read_keys(keys: tuple[str, ...], key_file: Path | None) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ Secret: TypeAlias = Annotated[str, Meta(min_length=1, pattern=_PRINTABLE, extra=
 File: TypeAlias = Annotated[Path, Meta(min_length=1, pattern=_PRINTABLE)]
 HeaderName: TypeAlias = Annotated[str, Meta(min_length=1, pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=86400)]
+Moment: TypeAlias = Annotated[str, Meta(min_length=1, extra={"form": "moment"})]
 Money: TypeAlias = Annotated[float, Meta(ge=0, le=1_000_000)]
 
 
@@ -90,6 +91,63 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Its name has several addresses: each is a server. They are looked up again and again."""
 
 
+class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much may be asked for; what is left out has no limit."""
+
+    requests: Annotated[int, Meta(ge=0, le=10**9)] | None = None
+    """Requests in any minute."""
+    tokens: Annotated[int, Meta(ge=0, le=10**12)] | None = None
+    """Tokens in any minute, read and written."""
+    concurrent: Annotated[int, Meta(ge=0, le=10**6)] | None = None
+    """Requests that are served at once."""
+
+
+class BudgetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much may be used up in a period: of tokens or of money."""
+
+    tokens: Annotated[int, Meta(ge=0, le=2**52)] | None = None
+    """So many tokens, read and written."""
+    money: Money | None = None
+    """So much money, by the prices of the models."""
+    per: Literal["day", "month", "total"] = "total"
+    """The period, by the calendar in UTC; `total` has no end."""
+
+
+class TermsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a key may do."""
+
+    team: Name | None = None
+    """Whose it is: the limits of a team hold for all its keys together."""
+    models: tuple[Name, ...] | None = None
+    """The models that it may ask for; all of them, if it is left out."""
+    limits: LimitsConfig = LimitsConfig()
+    """How much it may ask for."""
+    budgets: tuple[BudgetConfig, ...] = ()
+    """How much it may use up."""
+    priority: Annotated[int, Meta(ge=-100, le=100)] = 0
+    """Who has more of it comes first where requests wait for a slot."""
+    expires: Moment | None = None
+    """When it ends: a day, or a time, in UTC if it does not say otherwise."""
+    tags: tuple[Name, ...] = ()
+    """Words of your own."""
+
+
+class KeyConfig(TermsConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A key by a name of its own, and what it may do."""
+
+    key: Secret
+    """What its client shows."""
+
+
+class TeamConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What all keys of a team may do together."""
+
+    limits: LimitsConfig = LimitsConfig()
+    """How much they may ask for."""
+    budgets: tuple[BudgetConfig, ...] = ()
+    """How much they may use up."""
+
+
 class PriceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a million tokens cost, in whatever money."""
 
@@ -112,6 +170,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Who turns chat messages into a prompt; `auto` leaves it to the server."""
     price: PriceConfig = PriceConfig()
     """What its tokens cost; nothing, if it is left out."""
+    limits: LimitsConfig = LimitsConfig()
+    """How much all clients together may ask of it."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +221,14 @@ class AccountsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of it; beyond, nothing new is served until the store works again."""
     keep_days: Annotated[float, Meta(gt=0, le=36500)] = 90.0
     """How long the row of a request is kept; the sums of its hour stay."""
+    admin_key: Secret | None = None
+    """The key by which keys are given and taken over HTTP; it asks for nothing else."""
+    secret: Secret | None = None
+    """Under which the digests of the keys in the store are made; else a file beside the store."""
+    keys: dict[Name, KeyConfig] = {}
+    """More keys, each by a name of its own and with what it may do."""
+    teams: dict[Name, TeamConfig] = {}
+    """What all keys of a team may do together."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

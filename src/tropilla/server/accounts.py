@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, TypeAlias, cast
 from urllib.parse import parse_qs
 
 from tropilla import log, usage
 from tropilla.config import Config, ConfigError
 from tropilla.ir import JsonObject, Malformed, Problem, ProblemError
+from tropilla.keys import config_id
+from tropilla.keys.ring import Ring, Stored, open_ring
 from tropilla.ledger import Ledger
+from tropilla.meters.memory import Memory
 from tropilla.prices import Prices, cost
 from tropilla.record import Record
 from tropilla.spool import Spool
@@ -27,6 +30,10 @@ from tropilla.store.places import AUTO, place, state_folder
 from tropilla.usage import BYS, WHERE, By
 
 _PRUNE_SECONDS = 3600.0
+_LOOK_SECONDS = 0.5
+"""How often it is asked whether a key has changed."""
+_FRESH_SECONDS = 60.0
+"""How long what was read of the keys is good while the store cannot be asked."""
 _DAY = 86400.0
 _FULL = Problem(
     kind="unavailable",
@@ -36,12 +43,39 @@ _FULL = Problem(
 )
 
 
+class Used(NamedTuple):
+    """What a key used in a time, in this month and on this day or not."""
+
+    key: str
+    tokens: int
+    money: int
+    month: bool
+    day: bool
+
+
+Spent: TypeAlias = Sequence[Used]
+
+
 class Accounts:
     """What is open of them."""
 
-    def __init__(self, store: Store, ledger: Ledger, keep_seconds: float) -> None:
+    def __init__(
+        self, store: Store, ledger: Ledger, ring: Ring, spent: Spent, keep_seconds: float
+    ) -> None:
         self.store = store
         self.ledger = ledger
+        self.ring = ring
+        """The keys in the store."""
+        self.spent = spent
+        """What was used before this gateway began, by key."""
+        self.stored: Sequence[Stored] = ()
+        """The keys, as they were read last."""
+        self.stale = False
+        """Whether that is too long ago to let anybody in by them."""
+        self.changed: Callable[[], None] = _nobody
+        """Is told whenever these two change."""
+        self._number = -1
+        self._watching: asyncio.Task[None] | None = None
         self._keep_seconds = keep_seconds
         self._pruning = asyncio.create_task(self._prune())
 
@@ -58,7 +92,12 @@ class Accounts:
             return None
         try:
             store = await open_store(where)
-            spool = Spool(told.spool or _spool_of(where), told.max_spool)
+            try:
+                ring = await open_ring(store, told.secret)
+                spool = Spool(told.spool or _spool_of(where), told.max_spool)
+            except (StoreError, OSError):
+                await store.close()
+                raise
         except (StoreError, OSError) as error:
             if told.store != AUTO:
                 raise ConfigError(f"accounts: {error}") from None
@@ -72,7 +111,52 @@ class Accounts:
         def costs(one: Record) -> int:
             return cost(prices.of(one.model), one.prompt, one.cached, one.written)
 
-        return cls(store, Ledger(store, spool, cost=costs), told.keep_days * _DAY)
+        ledger = Ledger(store, spool, cost=costs)
+        try:
+            await ledger.whole()
+            it = cls(store, ledger, ring, await _spent(store), told.keep_days * _DAY)
+            await it.look()
+        except StoreError as error:
+            raise ConfigError(f"accounts: {error}") from None
+        it._watching = asyncio.create_task(it._watch())
+        return it
+
+    def tell_spent(self, meter: Memory, config: Config) -> None:
+        """Have a meter know what was used before it was there, by key and by team."""
+        teams = {one.id: one.terms.team for one in self.stored}
+        teams |= {config_id(name): key.team for name, key in config.accounts.keys.items()}
+        for key, tokens, money, month, day in self.spent:
+            if key in teams:
+                meter.spent(f"key/{key}", tokens, money, month=month, day=day)
+            if (team := teams.get(key)) is not None:
+                meter.spent(f"team/{team}", tokens, money, month=month, day=day)
+
+    async def look(self) -> None:
+        """Read the keys again, if they have changed.
+
+        Raises:
+            StoreError: they cannot be read.
+        """
+        number = await self.ring.number()
+        if number != self._number or self.stale:
+            self.stored = await self.ring.all()
+            self._number, self.stale = number, False
+            self.changed()
+
+    async def _watch(self) -> None:
+        """See to it that what is done to a key holds here within a second."""
+        seen = time.monotonic()
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                await self.look()
+                seen = time.monotonic()
+            except StoreError as error:
+                if time.monotonic() - seen > _FRESH_SECONDS and not self.stale:
+                    text = "Nobody knows which keys are good any more: {why}"
+                    log.error("keys.stale", text, why=str(error))
+                    self.stale = True
+                    self.changed()
 
     async def _prune(self) -> None:
         while True:
@@ -117,12 +201,35 @@ class Accounts:
 
     async def close(self) -> None:
         """Have everything written, and let go of it."""
-        self._pruning.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._pruning
+        for task in (self._pruning, self._watching):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
         await self.ledger.close()
         with suppress(StoreError):
             await self.store.close()
+
+
+def _nobody() -> None:
+    """Nobody wants to hear of it."""
+
+
+async def _spent(store: Store) -> Spent:
+    """What every key used, today, in the month before today, and before that."""
+    now = datetime.now(UTC)
+    day = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    month = day.replace(day=1)
+    found: list[Used] = []
+    for since, until in ((None, month), (month, day), (day, None)):
+        times = [None if one is None else one.timestamp() for one in (since, until)]
+        if times[0] is not None and times[0] == times[1]:
+            continue
+        for row in await usage.sums(store, ["key"], since=times[0], until=times[1]):
+            tokens = row["prompt"] + row["written"]
+            month_too, day_too = since is not None, since is day
+            found.append(Used(row["key"], tokens, row["cost"], month_too, day_too))
+    return found
 
 
 def _spool_of(where: str) -> Path:

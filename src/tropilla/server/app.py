@@ -7,9 +7,8 @@ envelope of the dialect it speaks; a client that goes away ends what was being d
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import ceil
 from urllib.parse import parse_qs
@@ -17,24 +16,27 @@ from urllib.parse import parse_qs
 import msgspec
 
 from tropilla import __version__, dialects, log, measured, measures, relay
+from tropilla.admission import Need, need_of
 from tropilla.config import Config
 from tropilla.dialects import Dialect
 from tropilla.dialects._beside import Face, Known, Shown, Visit
-from tropilla.ir import Json, JsonObject, Malformed, Problem, ProblemError, ProblemKind, Request
-from tropilla.keys import Keys
+from tropilla.ir import JsonObject, Malformed, Problem, ProblemError, ProblemKind, Request
 from tropilla.measures import Vectors
 from tropilla.record import Book, Record
 from tropilla.server import herd, models, responses
 from tropilla.server.accounts import Accounts
+from tropilla.server.bodies import json_object, media_in
+from tropilla.server.door import Door
 from tropilla.server.http import Call
+from tropilla.server.managing import manage
 from tropilla.server.reply import Reply
 from tropilla.server.responses import Responses, Turn
 from tropilla.server.routes import (
-    Action,
     Count,
     Forward,
     Generate,
     Kept,
+    Manage,
     Measure,
     Methods,
     Own,
@@ -72,8 +74,6 @@ _NEVER: frozenset[ProblemKind] = _WORKED | {"not_implemented"}
 _COMMON: frozenset[ProblemKind] = frozenset({"limited", "loading", "unavailable"})
 """Once it happens to one, it happens to all who ask."""
 _SELDOM_SECONDS = 10.0
-_MEDIA = re.compile(rb"[A-Za-z0-9+/=]{4096,}+")
-"""What is in base64: it is read at once, however long it is."""
 _NATIVE = "llamacpp"
 _DEFAULT = "openai_chat"
 _DEFAULT_PATH = "/v1/chat/completions"
@@ -82,18 +82,25 @@ _DEFAULT_PATH = "/v1/chat/completions"
 class Gateway:
     """Answers the requests of all clients."""
 
-    def __init__(self, config: Config, fleet: Fleet, accounts: Accounts | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        fleet: Fleet,
+        accounts: Accounts | None = None,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        self._door = Door(config, fleet, accounts, part)
         # What counts decides how when it is loaded: alone, or with other processes.
         from tropilla.server import metrics  # noqa: PLC0415
 
         self._metrics = metrics.Told(fleet)
-        kept: Sequence[Book] = () if accounts is None else (accounts.ledger,)
-        self.books: Sequence[Book] = (self._metrics.book, *kept)
+        self.books: Sequence[Book] = (self._door.admission, self._metrics.book)
         """Who takes note of every request."""
+        if accounts is not None:
+            self.books = (*self.books, accounts.ledger)
         self._accounts = accounts
         self._config = config
         self._fleet = fleet
-        self._keys = Keys(config.api_keys)
         self._router = Router()
         self._marks = [
             (versions.header.encode(), dialects.named(name))
@@ -111,7 +118,8 @@ class Gateway:
 
     def reload(self, config: Config) -> None:
         """Serve as another config says, from the next request on."""
-        self._config, self._keys = config, Keys(config.api_keys)
+        self._config = config
+        self._door.reload(config)
         self._fleet.reload(config)
 
     def drain(self) -> None:
@@ -183,10 +191,7 @@ class Gateway:
         if isinstance(action, Generate | Measure | Forward | Count | Kept | View):
             call.dialect = dialects.named(action.dialect)
             call.record.dialect = action.dialect
-        owner = self._keys.owner(call.headers)
-        if owner is None and not _is_public(action):
-            raise ProblemError(_unauthenticated(call.headers))
-        call.owner = call.record.key = owner or ""
+        await self._door.enter(call, action)
         if isinstance(action, Generate | Measure | Forward):
             self._meter(call)
         if methods is None:
@@ -212,6 +217,8 @@ class Gateway:
                 await self._view(call, action, reply)
             case Own():
                 await self._own(call, action, reply)
+            case Manage():
+                await self._manage(call, action, reply)
 
     def _meter(self, call: Call) -> None:
         """Have a row for a request that may take something of an upstream."""
@@ -221,7 +228,7 @@ class Gateway:
 
     async def _generate(self, call: Call, action: Generate, reply: Reply) -> None:
         data = await self._text(call)
-        body = _object(data)
+        body = json_object(data)
         if action.route.instead is not None:
             shown = action.route.instead(self._visit(call, body))
             if shown is not None:
@@ -229,7 +236,7 @@ class Gateway:
                 return
         turn = await self._turn(call, action, body, reply)
         request, model = turn.request, turn.request.model
-        if (served := self._served_as(call, model)) != model:
+        if (served := self._door.model(call, self._served_as(call, model))) != model:
             request = msgspec.structs.replace(request, model=served)
         if not self._config.allow_grammar and request.extras.get("grammar"):
             raise ProblemError(_NO_GRAMMAR)
@@ -243,6 +250,16 @@ class Gateway:
             spent=lambda: time.perf_counter() - reply.began,
         )
         call.record.session = origin.session
+
+        def needs() -> Need:
+            context = models.context(self._fleet.serving(), request.model)
+            return need_of(
+                request, context, lambda: relay.size(request, origin.key, fleet=self._fleet)
+            )
+
+        most = await self._door.admit(call, request.model, needs)
+        if most is not None:
+            request = msgspec.structs.replace(request, max_tokens=most)
         await relay.generate(
             turn.front,
             request,
@@ -260,7 +277,7 @@ class Gateway:
         """
         data = await call.body(self._config.max_body)
         limit = self._config.max_text
-        if len(data) > limit and len(data) - _media(data) > limit:
+        if len(data) > limit and len(data) - media_in(data) > limit:
             message = f"The body has more than {limit} bytes beside pictures and sounds."
             raise ProblemError(Problem(kind="too_large", message=message))
         return data
@@ -279,12 +296,15 @@ class Gateway:
         return find(model, self._fleet.serving())
 
     async def _count(self, call: Call, action: Count, reply: Reply) -> None:
-        body, counter = _object(await self._text(call)), action.counter
+        body, counter = json_object(await self._text(call)), action.counter
         if action.dialect == responses.NAME:
             request = await self._responses.read(body, counter.of, call.owner)
         else:
             request = call.dialect.parse_request(body, counter.of)
-        request = msgspec.structs.replace(request, model=self._served_as(call, request.model))
+        request = msgspec.structs.replace(
+            request, model=self._door.model(call, self._served_as(call, request.model))
+        )
+        await self._door.admit(call, request.model)
         key = call.owner or call.client
         await relay.count(request, key, call.record, counter.render, fleet=self._fleet, reply=reply)
 
@@ -295,18 +315,18 @@ class Gateway:
         page = action.page
         if isinstance(page.answer, str):
             raise ProblemError(Problem(kind="not_implemented", message=page.answer))
-        body = _object(await self._text(call)) if page.method == "POST" else {}
+        body = json_object(await self._text(call)) if page.method == "POST" else {}
         await _show(page.answer(self._visit(call, body, action.rest)), reply)
 
     def _visit(self, call: Call, body: JsonObject, rest: str = "") -> Visit:
         now = int(time.time())
-        cards = tuple(models.cards(self._fleet, self._since))
+        cards = tuple(models.cards(self._door.serving(call), self._since))
         known = Known(version=__version__, models=cards, now=now)
         return Visit(known=known, rest=rest, query=call.head.query, headers=call.texts(), body=body)
 
     async def _measure(self, call: Call, action: Measure, reply: Reply) -> None:
         data = await self._text(call)
-        body, measure, face = _object(data), measures.named(action.name), action.face
+        body, measure, face = json_object(data), measures.named(action.name), action.face
         if face is not None:
             if face.instead is not None and (shown := face.instead(self._visit(call, body))):
                 await _show(shown, reply)
@@ -314,9 +334,11 @@ class Gateway:
             body = face.parse(body)
         request = measure.parse_request(body, action.path)
         model = request.model
+        served = self._door.model(call, self._served_as(call, model))
+        await self._door.admit(call, served, lambda: Need(len(data) // 4 + 1, len(data)))
         await measured.measure(
             measure,
-            msgspec.structs.replace(request, model=self._served_as(call, model)),
+            msgspec.structs.replace(request, model=served),
             call.record,
             fleet=self._fleet,
             reply=reply,
@@ -335,12 +357,16 @@ class Gateway:
                 )
             )
         body = await call.body(self._config.max_body)
+        model = None
+        if not action.admin:
+            body, model = self._door.passed(call, body, counted=action.slots == 0)
+        await self._door.admit(call, model)
         await relay.forward(
             call.method,
             relay.target(action.path, call.head.query),
             body,
             call.texts(),
-            _model_of(body, call.head.query) if not action.admin else None,
+            model,
             call.record,
             slots=action.slots,
             key=call.owner or call.client,
@@ -348,8 +374,19 @@ class Gateway:
             reply=reply,
         )
 
+    async def _manage(self, call: Call, action: Manage, reply: Reply) -> None:
+        if self._accounts is None:
+            raise ProblemError(_NO_ACCOUNTS)
+        data = await self._text(call) if call.method == "POST" else b""
+        if not data.strip() and action.what == "rotate":
+            data = b"{}"
+        body = json_object(data) if call.method == "POST" else {}
+        told = await manage(self._accounts, call.account, action, body)
+        await reply.whole(200, msgspec.json.encode(told))
+
     async def _refuse(self, call: Call, problem: Problem) -> None:
         status = dialects.statuses(call.dialect).get(problem.kind) or STATUS[problem.kind]
+        problem = self._door.told(call, problem)
         reply = call.reply
         call.record.problem, call.record.status = problem, reply.status or status
         await call.record.enter()
@@ -366,7 +403,7 @@ class Gateway:
         if problem.retry_after is not None:
             headers["retry-after"] = str(max(1, ceil(problem.retry_after)))
             headers["retry-after-ms"] = str(ceil(problem.retry_after * 1000))
-        elif problem.kind in _NEVER:
+        elif problem.kind in _NEVER or problem.code == "insufficient_quota":
             headers["x-should-retry"] = "false"
         await reply.whole(status, call.dialect.render_problem(problem, status), headers)
 
@@ -406,16 +443,16 @@ class Gateway:
             case "usage":
                 await self._usage(call, reply)
             case "models":
-                await self._models(reply)
+                await self._models(call, reply)
             case "model":
-                await self._model(action.argument, reply)
+                await self._model(call, action.argument, reply)
             case "openapi":
                 from tropilla.server import openapi  # noqa: PLC0415 - most never ask for it
 
                 await reply.whole(200, openapi.document())
 
     async def _route(self, call: Call, reply: Reply) -> None:
-        body = _object(await self._text(call))
+        body = json_object(await self._text(call))
         path = parse_qs(call.head.query).get("path", [_DEFAULT_PATH])[0]
         action = (self._router.find(path) or {}).get("POST")
         if not isinstance(action, Generate):
@@ -428,9 +465,9 @@ class Gateway:
 
     async def _usage(self, call: Call, reply: Reply) -> None:
         if self._accounts is None:
-            message = "No accounts are kept here: 'accounts.store' says where they could be."
-            raise ProblemError(Problem(kind="not_found", message=message))
-        told = await self._accounts.told(call.head.query, call.owner)
+            raise ProblemError(_NO_ACCOUNTS)
+        owner = "" if call.account.role == "admin" else call.owner
+        told = await self._accounts.told(call.head.query, owner)
         await reply.whole(200, msgspec.json.encode(told))
 
     async def _health(self, reply: Reply) -> None:
@@ -453,23 +490,16 @@ class Gateway:
         body = msgspec.json.encode({"status": status, "error": error})
         await reply.whole(503, body, {"retry-after": "1"})
 
-    async def _models(self, reply: Reply) -> None:
-        data = models.cards(self._fleet, self._since)
+    async def _models(self, call: Call, reply: Reply) -> None:
+        data = models.cards(self._door.serving(call), self._since)
         await reply.whole(200, msgspec.json.encode({"object": "list", "data": data}))
 
-    async def _model(self, name: str, reply: Reply) -> None:
-        card = models.card(self._fleet, name, self._since)
+    async def _model(self, call: Call, name: str, reply: Reply) -> None:
+        call.record.model = name
+        card = models.card(self._door.serving(call), name, self._since)
         if card is None:
             raise ProblemError(self._fleet.unknown(name))
         await reply.whole(200, msgspec.json.encode(card))
-
-
-_HEALTH = Own(name="health")
-
-
-def _is_public(action: Action | None) -> bool:
-    """Whether it is answered without a key."""
-    return action.page.public if isinstance(action, View) else action == _HEALTH
 
 
 def _faced(face: Face, model: str | None, answer: Vectors, name: str) -> bytes:
@@ -481,6 +511,10 @@ async def _show(shown: Shown, reply: Reply) -> None:
     await reply.whole(shown.status, shown.body, shown.headers, shown.content_type)
 
 
+_NO_ACCOUNTS = Problem(
+    kind="not_found",
+    message="No accounts are kept here: 'accounts.store' says where they could be.",
+)
 _NO_GRAMMAR = Problem(
     kind="unsupported",
     message="A grammar is not passed on here: ask for a JSON Schema, in 'response_format'.",
@@ -514,49 +548,3 @@ def _allowed(methods: Methods) -> list[str]:
     """Every method that a path answers, those that need no row of their own included."""
     rows = [m for method in methods for m in ((method, "HEAD") if method == "GET" else (method,))]
     return [*dict.fromkeys(rows), "OPTIONS"]
-
-
-def _media(body: bytes) -> int:
-    """How many bytes of a body are in base64."""
-    return sum(one.end() - one.start() for one in _MEDIA.finditer(body))
-
-
-def _object(body: bytes) -> JsonObject:
-    """A client's JSON, whatever its Content-Type says.
-
-    Raises:
-        Malformed: it is none, or no object.
-    """
-    if not body.strip():
-        raise Malformed("The request has no body: a JSON object is expected.")
-    try:
-        value: Json = msgspec.json.decode(body)
-    except RecursionError:
-        raise Malformed("The JSON of the body is nested too deeply.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Malformed(f"The body is not JSON: {error}.") from None
-    if type(value) is not dict:
-        raise Malformed("The body is not a JSON object.")
-    return value
-
-
-def _model_of(body: bytes, query: str) -> str | None:
-    """The model that a request which is passed on names: in its body, or in its query."""
-    named = parse_qs(query).get("model")
-    if named:
-        return named[0]
-    if not body.lstrip().startswith(b"{"):
-        return None
-    name = _object(body).get("model")
-    return name if type(name) is str else None
-
-
-def _unauthenticated(headers: Mapping[bytes, bytes]) -> Problem:
-    if any(name in headers for name in (b"authorization", b"x-api-key", b"api-key")):
-        message = "Incorrect API key provided."
-    else:
-        message = (
-            "You didn't provide an API key. Send it in an Authorization header: "
-            "Authorization: Bearer YOUR_KEY."
-        )
-    return Problem(kind="unauthenticated", message=message)

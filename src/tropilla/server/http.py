@@ -22,6 +22,7 @@ from typing import TypeAlias, cast
 from tropilla.dialects import Dialect
 from tropilla.dialects._openai import render_problem
 from tropilla.ir import Problem, ProblemError
+from tropilla.keys import ANYBODY
 from tropilla.record import Record
 from tropilla.server.reply import Reply, head
 from tropilla.server.wire import (
@@ -63,6 +64,7 @@ class Call:
 
     __slots__ = (
         "_connection",
+        "account",
         "allowed",
         "dialect",
         "head",
@@ -82,6 +84,8 @@ class Call:
         """In whose envelope a refusal is; whoever answers says so first."""
         self.allowed = ""
         """The methods of its path, once it is refused for its own."""
+        self.account = ANYBODY
+        """Who asks, once that is known."""
         self.owner = ""
         """Whose it is, once that is known; empty for those who need no key."""
         self.reply = Reply(

@@ -7,9 +7,11 @@ its files are or how it was started.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeAlias
+
 from tropilla.herd.balance import State
 from tropilla.ir import Json, JsonObject
-from tropilla.upstream.fleet import Fleet
 from tropilla.upstream.member import Upstream
 
 _STATUS: dict[State, JsonObject] = {
@@ -28,22 +30,32 @@ _CONTEXTS = ("n_ctx", "max_model_len", "context_length", "context_window", "max_
 _ABLE = ("tools", "vision", "audio", "infill", "embeddings", "rerank")
 
 
-def cards(fleet: Fleet, since: int) -> list[JsonObject]:
+Serving: TypeAlias = Mapping[str, list[Upstream]]
+"""Who serves what, by every name."""
+
+
+def cards(serving: Serving, since: int) -> list[JsonObject]:
     """Every model that is served; `since` is for those whose age nobody tells, in seconds."""
-    serving = fleet.serving()
     names = _aliases(serving)
     return [_card(name, serving[name], names[name], since) for name in sorted(serving)]
 
 
-def card(fleet: Fleet, name: str, since: int) -> JsonObject | None:
+def card(serving: Serving, name: str, since: int) -> JsonObject | None:
     """One model; `None` where nobody serves it."""
-    serving = fleet.serving()
     if name not in serving:
         return None
     return _card(name, serving[name], _aliases(serving)[name], since)
 
 
-def _aliases(serving: dict[str, list[Upstream]]) -> dict[str, list[str]]:
+def context(serving: Serving, model: str | None) -> int | None:
+    """The tokens of context that a model has at most, wherever it is; `None` if nobody knows."""
+    upstreams = [one for name, served in serving.items() if model in {None, name} for one in served]
+    sizes = [one.traits.n_ctx for one in upstreams]
+    told = [size for size in sizes if size is not None]
+    return max(told) if told and len(told) == len(sizes) else None
+
+
+def _aliases(serving: Serving) -> dict[str, list[str]]:
     """The other names of each model: those that reach the same models of the same upstreams."""
     same: dict[tuple[tuple[int, str | None], ...], list[str]] = {}
     reaches = {

@@ -89,6 +89,8 @@ class Reply:
         self.ended = False
         self.keeps = True
         """Whether the head said that the connection stays."""
+        self.more: Mapping[str, str] = {}
+        """Headers of this answer, whatever it is."""
 
     async def start(
         self, status: int, content_type: str, headers: Mapping[str, str], first: bytes = b""
@@ -118,7 +120,8 @@ class Reply:
         elif self._old:
             framing += b"connection: keep-alive\r\n"
         spent = time.perf_counter() - self.began
-        told = head(status, content_type, self._to.date, spent, headers.items())
+        more = (*headers.items(), *self.more.items())
+        told = head(status, content_type, self._to.date, spent, more)
         id_ = self.request_id.encode()
         return b"%bx-request-id: %b\r\nrequest-id: %b\r\n%b\r\n" % (told, id_, id_, framing)
 

@@ -16,6 +16,7 @@ from tropilla import dialects, measures
 from tropilla.dialects import Route
 from tropilla.dialects._beside import Counter, Face, Page
 from tropilla.ir import Value
+from tropilla.keys.rights import Right
 
 
 class Generate(Value, frozen=True, kw_only=True):
@@ -83,7 +84,14 @@ class Own(Value, frozen=True, kw_only=True):
     argument: str = ""
 
 
-Action: TypeAlias = Generate | Measure | Forward | Count | Kept | View | Own
+class Manage(Value, frozen=True, kw_only=True):
+    """Something is to be done with the keys in the store; `which` is a key's id or name."""
+
+    what: Literal["list", "create", "show", "change", "rotate", "revoke"]
+    which: str = ""
+
+
+Action: TypeAlias = Generate | Measure | Forward | Count | Kept | View | Own | Manage
 Methods: TypeAlias = dict[str, Action]
 
 # The read and inference routes of a llama-server that Tropilla has no dialect for (yet).
@@ -122,6 +130,7 @@ _VECTORS, _ASKED = "embeddings", "/v1/embeddings"
 _SLOT = "/slots/"
 _MODELS = ("/v1/models/", "/models/")
 _RESPONSES = ("/v1/responses/", "/responses/")
+_KEYS = "/api/keys"
 
 
 def table() -> dict[str, Methods]:
@@ -147,6 +156,8 @@ def table() -> dict[str, Methods]:
     add("POST", "/api/route", Own(name="route"))
     add("GET", "/api/usage", Own(name="usage"))
     add("GET", "/metrics", Own(name="metrics"))
+    add("GET", _KEYS, Manage(what="list"))
+    add("POST", _KEYS, Manage(what="create"))
     for name in dialects.names():
         for path, action in _asked_in(name):
             add("POST", path, action)
@@ -196,6 +207,7 @@ def patterns() -> dict[str, Methods]:
             for prefix in _RESPONSES
             for rest, methods in _kept("").items()
         },
+        **{f"{_KEYS}/{{key}}{rest}": methods for rest, methods in _managed("").items()},
         f"{_SLOT}{{slot}}": {"POST": Forward(path=f"{_SLOT}{{slot}}", admin=True)},
         **{path: methods for path, methods in _pages(None).items() if path.endswith("}")},
     }
@@ -208,6 +220,36 @@ def _kept(id_: str) -> dict[str, Methods]:
         "/input_items": {"GET": Kept(what="items", id=id_)},
         "/cancel": {"POST": Kept(what="cancel", id=id_)},
     }
+
+
+def _managed(which: str) -> dict[str, Methods]:
+    """What can be done with a key, by what follows it in the path."""
+    return {
+        "": {
+            "GET": Manage(what="show", which=which),
+            "POST": Manage(what="change", which=which),
+            "DELETE": Manage(what="revoke", which=which),
+        },
+        "/rotate": {"POST": Manage(what="rotate", which=which)},
+    }
+
+
+def right_of(action: Action) -> Right:
+    """What somebody has to be allowed for this."""
+    match action:
+        case Manage():
+            return "give"
+        case Forward(admin=True) | Own(name="herd" | "route" | "metrics"):
+            return "operate"
+        case Own() | View():
+            return "look"
+        case Generate() | Measure() | Forward() | Count() | Kept():
+            return "ask"
+
+
+def is_public(action: Action | None) -> bool:
+    """Whether it is answered without a key."""
+    return action.page.public if isinstance(action, View) else action == Own(name="health")
 
 
 class Router:
@@ -237,6 +279,9 @@ class Router:
             if path.startswith(prefix):
                 id_, slash, rest = path.removeprefix(prefix).partition("/")
                 return _kept(unquote(id_)).get(slash + rest)
+        if path.startswith(f"{_KEYS}/"):
+            which, slash, rest = path.removeprefix(f"{_KEYS}/").partition("/")
+            return _managed(unquote(which)).get(slash + rest)
         if path.startswith(_SLOT) and path.removeprefix(_SLOT).isdecimal():
             return {"POST": Forward(path=path, admin=True)}
         return _page(self._pages, path)

@@ -201,9 +201,12 @@ def _check(old: Config, new: Config) -> None:
     Raises:
         ConfigError: something has.
     """
-    for name in ("listen", "ollama_port", "engine", "responses", "accounts", "workers"):
+    for name in ("listen", "ollama_port", "engine", "responses", "workers"):
         if getattr(old, name) != getattr(new, name):
             raise ConfigError(f"{name} changes only with a restart.")
+    for name in ("store", "spool", "max_spool", "keep_days", "secret"):
+        if getattr(old.accounts, name) != getattr(new.accounts, name):
+            raise ConfigError(f"accounts.{name} changes only with a restart.")
     if bool(old.models or old.upstreams) != bool(new.models or new.upstreams):
         raise ConfigError("Whether the embedded engine runs changes only with a restart.")
 
@@ -228,7 +231,8 @@ async def _serve(
     except ConfigError as error:
         return str(error)
     fleet = Fleet(config, give_up, on_first, siblings)
-    gateway = Gateway(config, fleet, accounts)
+    part = (0, 1) if siblings is None else (siblings.process, config.workers)
+    gateway = Gateway(config, fleet, accounts, part)
     running = _Run(gateway, config, again)
     await fleet.start()
     # What is there now stays: looking through it again and again would find nothing. A request

@@ -13,6 +13,7 @@ import msgspec
 from tropilla import __version__, dialects
 from tropilla.dialects._beside import Face, Shape
 from tropilla.ir import JsonObject
+from tropilla.server.openapi.keys import KEYS
 from tropilla.server.openapi.schemas import SCHEMAS, event, ref
 from tropilla.server.routes import (
     Action,
@@ -20,6 +21,7 @@ from tropilla.server.routes import (
     Forward,
     Generate,
     Kept,
+    Manage,
     Measure,
     Own,
     View,
@@ -76,7 +78,7 @@ _MEASURE = {
 _AFS_EMBEDDINGS = Shape(
     "Make vectors of texts, the way of AFS", "AfsEmbeddingRequest", "AfsEmbeddings"
 )
-_OF_KEPT = ("400", "401", "404", "500")
+_OF_KEPT = ("400", "401", "403", "404", "500")
 _KEPT = {
     "get": Shape("A response that is kept", None, "Response", "ResponseEvent", _OF_KEPT),
     "delete": Shape("Delete a response that is kept", None, "Deleted", None, _OF_KEPT),
@@ -85,15 +87,15 @@ _KEPT = {
 }
 _OWN = {
     "health": Shape("Whether this gateway can serve", None, "Health", None, ("503",)),
-    "models": Shape("What is served", None, "Models", None, ("401", "500")),
-    "model": Shape("One model", None, "Model", None, ("401", "404", "500")),
-    "herd": Shape("The upstreams, and who waits", None, "Herd", None, ("401", "500")),
+    "models": Shape("What is served", None, "Models", None, ("401", "403", "500")),
+    "model": Shape("One model", None, "Model", None, ("401", "403", "404", "500")),
+    "herd": Shape("The upstreams, and who waits", None, "Herd", None, ("401", "403", "500")),
     "route": Shape(
         "Where a request would go",
         "ChatRequest",
         "Route",
         None,
-        ("400", "401", "408", "413", "415", "500"),
+        ("400", "401", "403", "408", "413", "415", "500"),
     ),
     "metrics": Shape("Counts and times, as Prometheus reads them", refuses=("401", "500")),
     "usage": Shape(
@@ -101,10 +103,23 @@ _OWN = {
         None,
         "Usages",
         None,
-        ("400", "401", "404", "500", "503"),
+        ("400", "401", "403", "404", "500", "503"),
         ("by", "since", "until", *WHERE),
     ),
     "openapi": Shape("This document", None, "Document", None, ("401", "500")),
+}
+
+
+_OF_KEYS = ("400", "401", "403", "404", "408", "413", "415", "500", "503")
+_MANAGE = {
+    "list": Shape("The keys, without what their clients show", None, "Keys", None, _OF_KEYS),
+    "create": Shape(
+        "Make a key; it is told here and never again", "KeyTerms", "Key", None, _OF_KEYS
+    ),
+    "show": Shape("One key", None, "Key", None, _OF_KEYS),
+    "change": Shape("Give a key other terms", "KeyTerms", "Key", None, _OF_KEYS),
+    "rotate": Shape("Make another key in the place of one", "Rotation", "Key", None, _OF_KEYS),
+    "revoke": Shape("Let nobody in by a key any more", None, "Key", None, _OF_KEYS),
 }
 
 
@@ -142,7 +157,7 @@ def describe() -> JsonObject:
         "security": [{}, {"key": []}],
         "paths": paths,
         "components": {
-            "schemas": SCHEMAS | own,
+            "schemas": SCHEMAS | KEYS | own,
             "responses": {
                 f"{name}{status}": {
                     "description": why,
@@ -219,6 +234,8 @@ def operation(action: Action, method: str, path: str) -> JsonObject:
             return _operation(_KEPT[what], action.dialect)
         case Own(name=name):
             return _operation(_OWN[name], _OURS)
+        case Manage(what=what):
+            return _operation(_MANAGE[what], _OURS)
         case Forward():
             return _forwarded(action, method)
 
