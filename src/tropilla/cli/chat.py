@@ -49,11 +49,14 @@ def command(
     system: str | None,
     prompt: str | None,
 ) -> None:
-    """Chat with MODEL: one that a gateway serves, a GGUF file, or OWNER/NAME[:QUANT] of the hub.
+    """Chat with a model in the terminal.
 
-    Speaks to the gateway that runs at --url. Where none does, or it has no such model, an engine is
-    started for the chat, and ends with it. What is piped in is one message, and the answer goes to
-    standard output.
+    MODEL is one that a gateway serves, a GGUF file, or OWNER/NAME[:QUANT] of the Hugging Face hub;
+    without it, it is the gateway's first.
+
+    The gateway is the one that runs at --url. Where none does, or it has no such model, an engine
+    is started for the chat, and ends with it. What is piped in is one message, and the answer goes
+    to standard output.
     """
     named = context.get_parameter_source("url") is not click.core.ParameterSource.DEFAULT
     # A terminal that is closed ends the chat in order.

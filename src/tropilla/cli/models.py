@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 @click.command("models", context_settings=SETTINGS)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def models(*, as_json: bool) -> None:
-    """List the models on disk: what is in the cache of the Hugging Face hub, and what comes along.
+    """List the models on disk.
 
-    What fits is what `tropilla serve` would choose for the memory that is free now.
+    They are those in the cache of the Hugging Face hub, and the one that comes along. What fits is
+    what `tropilla serve` would choose for the memory that is free now.
     """
     from tropilla.config import TINY_MODEL, TINY_NAME  # noqa: PLC0415
     from tropilla.models import shelf, sizing  # noqa: PLC0415
@@ -82,10 +83,11 @@ def _row(name: str, path: Path, size: int, header: Header | None, free: int | No
 @click.command("pull", context_settings=SETTINGS)
 @click.argument("model", metavar="OWNER/NAME[:QUANT]")
 def pull(model: str) -> None:
-    """Fetch a model from the Hugging Face hub, as GGUF, into the cache that its programs share.
+    """Fetch a model from the Hugging Face hub.
 
-    Without QUANT it is Q4_K_M, or else Q8_0, or else the first. What was broken off goes on where
-    it was, and what is there already is not fetched again.
+    It comes as GGUF, into the cache that the hub's programs share. Without QUANT it is Q4_K_M, or
+    else Q8_0, or else the first. What was broken off goes on where it was, and what is there
+    already is not fetched again.
 
     HF_TOKEN opens what is gated or private, HF_ENDPOINT names another hub, HF_HUB_OFFLINE=1
     forbids to ask it, HF_HUB_CACHE or HF_HOME say where the cache is.
