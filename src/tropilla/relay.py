@@ -265,12 +265,16 @@ def _prepared(request: Request, lease: Lease) -> tuple[Request, tuple[str, ...]]
     if not traits.strict:
         # Only OpenAI itself has tools of free text, and hears its instructions anywhere.
         wanted, lost = calls.fitted(wanted)
-        if request.dialect != "openai_chat":
+        if request.dialect not in _TAKEN_AT_THEIR_WORD:
             wanted = turns.joined(wanted)
     if template is not None and request.dialect != "llamacpp":
         wanted, more = flatten(wanted, template, eos=traits.eos or "")
         lost += more
     return wanted, lost
+
+
+_TAKEN_AT_THEIR_WORD = frozenset({"openai_chat", "afs"})
+"""Whose clients mean the turns that they send: what a template makes of them is theirs to know."""
 
 
 def _cached(usage: Usage) -> float | None:
@@ -500,7 +504,7 @@ async def size(request: Request, key: str, *, fleet: Fleet) -> int | None:
 # What is passed on as it is.
 
 _NATIVE: tuple[Ability, ...] = ("native",)
-_PASSED_HEADERS = ("content-type", "accept", "anthropic-version", "anthropic-beta")
+_PASSED_HEADERS = ("content-type", "accept")
 
 
 async def forward(

@@ -59,9 +59,9 @@ async def test_a_get_is_passed_on_with_its_query(gateway: Serve, double: Double,
 async def test_a_stream_is_passed_on_piece_by_piece(gateway: Serve, double: Double) -> None:
     tropilla = await gateway(double)
     raw = await tropilla.connect()
-    await raw.post("/v1/systemone", CHAT | {"stream": True}, "anthropic-version: 2023-06-01")
+    await raw.post("/v1/systemone", CHAT | {"stream": True}, "accept: text/event-stream")
     exchange = await double.arrives()
-    assert exchange.headers["anthropic-version"] == "2023-06-01"
+    assert exchange.headers["accept"] == "text/event-stream"
     await exchange.head()
     for piece in (b"event: one\n\n", b"event: two\n\n"):
         await exchange.send(piece)

@@ -269,6 +269,17 @@ async def test_an_agents_turn(gateway: Serve, double: Double, name: str) -> None
     ]
 
 
+async def test_the_real_engine_reads_what_agents_send(gateway: Serve, engine: str) -> None:
+    tropilla = await gateway(engine)
+    for name, asked in BODIES.items():
+        counted = await tropilla.ask("POST", f"{PATH}/count_tokens", asked)
+        told = message(await tropilla.ask("POST", f"{PATH}?beta=true", asked | {"max_tokens": 1}))
+        usage = told["usage"]
+        read = usage["input_tokens"] + usage["cache_read_input_tokens"]
+        assert counted.json == {"input_tokens": read}, name
+        assert told["stop_reason"] in {"max_tokens", "end_turn"}
+
+
 USED = {
     "prompt_tokens": 90, "completion_tokens": 9, "total_tokens": 99,
     "prompt_tokens_details": {"cached_tokens": 60},
