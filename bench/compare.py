@@ -28,6 +28,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from bench.budgets import budgets
 from bench.chart import chart
 from bench.gateways import ROOT, Gateway, gateways
 from bench.load import Plan, Seen, percentile
@@ -280,6 +281,11 @@ def markdown(rows: list[Row]) -> str:
             for name in (cells[0] if cells else ())
         ),
     ]
+    lines += ["", "| budget | limit | found | |", "|---|---|---|---|"]
+    lines += [
+        f"| {one.what} | {one.limit} | {one.found} | {'holds' if one.holds else '**is missed**'} |"
+        for one in budgets(rows)
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -339,6 +345,9 @@ def main() -> None:
 def tell(rows: list[Row], asked: argparse.Namespace) -> None:
     """Print the figures, and write them where that is wanted."""
     Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
+    for one in budgets(rows):
+        holds = "holds" if one.holds else "IS MISSED"
+        console.print(f"{one.what}: {one.found}, of {one.limit}: {holds}", highlight=False)
     told = msgspec.json.format(msgspec.json.encode(rows), indent=1)
     if asked.json is not None:
         asked.json.write_bytes(told + b"\n")
