@@ -84,7 +84,8 @@ def _native(tokens: int) -> _Answers:
 
 
 @cache
-def _answers(tokens: int) -> tuple[_Answers, _Answers]:
+def answers(tokens: int) -> tuple[_Answers, _Answers]:
+    """A chat's, and a native one's."""
     return _chat(tokens), _native(tokens)
 
 
@@ -103,7 +104,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, tokens: int, interval: float) -> None:
         self._tokens = tokens
         self._interval = interval
-        self._chat, self._native = _answers(tokens)
+        self._chat, self._native = answers(tokens)
         self._transport: asyncio.Transport
         self._held = b""
         self._timer: asyncio.TimerHandle | None = None

@@ -121,24 +121,29 @@ class _Client(asyncio.Protocol):
             self.over.set_result(None)
 
 
+def request_of(plan: Plan) -> bytes:
+    """What each client sends."""
+    words = {"role": "user", "content": "Tell me a story about the llamas of the high plains."}
+    body = msgspec.json.encode({
+        "model": plan.model, "stream": plan.stream, "max_tokens": 100, "temperature": 0.7,
+        "messages": [{"role": "system", "content": "You are a helpful assistant."}, words],
+    })  # fmt: skip
+    more = "".join(f"{header}\r\n" for header in plan.headers)
+    return (
+        f"POST {plan.path} HTTP/1.1\r\nHost: 127.0.0.1:{plan.port}\r\n"
+        f"Authorization: Bearer {plan.key}\r\nContent-Type: application/json\r\n"
+        "Accept: application/json\r\nUser-Agent: OpenAI/Python 2.54.0\r\n"
+        f"Content-Length: {len(body)}\r\n{more}\r\n"
+    ).encode() + body
+
+
 class _Load:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.left = plan.requests
         self.until = time.perf_counter() + plan.seconds
         self.seen = Seen(statuses={}, first=[], whole=[], gaps=[])
-        words = {"role": "user", "content": "Tell me a story about the llamas of the high plains."}
-        body = msgspec.json.encode({
-            "model": plan.model, "stream": plan.stream, "max_tokens": 100, "temperature": 0.7,
-            "messages": [{"role": "system", "content": "You are a helpful assistant."}, words],
-        })  # fmt: skip
-        more = "".join(f"{header}\r\n" for header in plan.headers)
-        self.request = (
-            f"POST {plan.path} HTTP/1.1\r\nHost: 127.0.0.1:{plan.port}\r\n"
-            f"Authorization: Bearer {plan.key}\r\nContent-Type: application/json\r\n"
-            "Accept: application/json\r\nUser-Agent: OpenAI/Python 2.54.0\r\n"
-            f"Content-Length: {len(body)}\r\n{more}\r\n"
-        ).encode() + body
+        self.request = request_of(plan)
 
     async def _client(self) -> None:
         """One client; a gateway that closes its connection is asked on another."""

@@ -1,0 +1,181 @@
+"""What an answer and a token cost inside: the whole gateway, and no sockets.
+
+Its client and its upstream are transports that only keep what is written, so that what is measured
+is Python's time and the loop's: what is left to gain, and where it goes (`--profile`). The books
+but for the metrics are left out. The best of a few rounds counts.
+
+    .venv/bin/python -m bench.inside --profile
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import gc
+import pstats
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvloop
+
+from bench import double
+from bench.load import Plan, request_of
+from tropilla.config import Config, UpstreamConfig
+from tropilla.server.app import Gateway
+from tropilla.server.http import Connection, Listener
+from tropilla.templates import Classic
+from tropilla.upstream import lean
+from tropilla.upstream.fleet import Fleet
+
+TOKENS = 16
+_ROUNDS = 5
+
+
+class _Pipe(asyncio.Transport):
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self._ends = socket.socketpair()
+
+    def write(self, data: Any) -> None:
+        self.written.append(data)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return {"socket": self._ends[0], "peername": ("127.0.0.1", 1)}.get(name, default)
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def abort(self) -> None:
+        pass
+
+
+class _Stage:
+    """A gateway between one client and what its upstreams are made to say."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._upstreams: list[tuple[lean._Connection, _Pipe]] = []
+        listener = Listener(gateway)
+        listener.loop = asyncio.get_running_loop()
+        listener._look()
+        self.heard = _Pipe()
+        self._client = Connection(listener)
+        self._client.connection_made(self.heard)
+
+    def open(self, client: lean.Client, loop: asyncio.AbstractEventLoop) -> lean._Connection:
+        """In the place of a connection to an upstream."""
+        connection, pipe = lean._Connection(client, loop), _Pipe()
+        connection.connection_made(pipe)
+        self._upstreams.append((connection, pipe))
+        return connection
+
+    async def ask(self, request: bytes) -> lean._Connection:
+        """Have the client ask; the connection on which an upstream is asked then."""
+        self._client.data_received(request)
+        while True:
+            for connection, pipe in self._upstreams:
+                if pipe.written:
+                    pipe.written.clear()
+                    return connection
+            await asyncio.sleep(0)
+
+    async def whole(self, request: bytes, answer: bytes) -> None:
+        """One answer, from its request to its last byte."""
+        upstream = await self.ask(request)
+        upstream.data_received(answer)
+        while not self.heard.written:  # noqa: ASYNC110 - a turn or two
+            await asyncio.sleep(0)
+        self.heard.written.clear()
+
+
+async def _best(times: int, work: Callable[[], Awaitable[None]], *, profile: bool) -> float:
+    """Seconds of CPU for each of so many times, in the best round."""
+    profiler = cProfile.Profile()
+    rounds = []
+    for _ in range(_ROUNDS):
+        began = time.process_time()
+        if profile:
+            profiler.enable()
+        await work()
+        profiler.disable()
+        rounds.append((time.process_time() - began) / times)
+    if profile:
+        pstats.Stats(profiler, stream=sys.stdout).sort_stats("tottime").print_stats(30)
+    return min(rounds)
+
+
+async def _measure(*, translates: bool, times: int, profile: bool) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: double._Connection(TOKENS, 0), "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    # The classic template: chat becomes a prompt here, for the server's own /completion.
+    upstream = UpstreamConfig(url=url, template=Classic() if translates else None)
+    config = Config(upstreams=(upstream,), api_keys=("bench",))
+    fleet = Fleet(config)
+    stage = _Stage(Gateway(config, fleet))
+    await fleet.start()
+    while fleet.state() != "ready":  # noqa: ASYNC110 - a turn or two
+        await asyncio.sleep(0.01)
+    await fleet.upstreams[0].link.close()
+    original = lean.Client._open
+
+    async def opened(client: lean.Client, loop: asyncio.AbstractEventLoop) -> lean._Connection:
+        return stage.open(client, loop)
+
+    lean.Client._open = opened  # type: ignore[method-assign,assignment]
+    for watch in fleet._watches.values():
+        watch.cancel()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
+    told = double.answers(TOKENS)[translates]
+    request, streamed = (request_of(Plan(port=1, stream=stream)) for stream in (False, True))
+
+    async def wholes() -> None:
+        for _ in range(times):
+            await stage.whole(request, told.first + b"".join(told.tokens) + told.last)
+
+    async def tokens() -> None:
+        connection = await stage.ask(streamed)
+        connection.data_received(told.first + told.tokens[0])
+        while not stage.heard.written:  # noqa: ASYNC110 - a turn or two
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for number in range(times):
+            connection.data_received(told.tokens[number % TOKENS])
+        connection.data_received(told.last)
+        while not stage.heard.written[-1].endswith(b"0\r\n\r\n"):  # noqa: ASYNC110 - a turn or two
+            await asyncio.sleep(0)
+        stage.heard.written.clear()
+
+    what = "chat to /completion" if translates else "the same dialect"
+    for name, work in ((f"an answer of {TOKENS} tokens", wholes), ("a streamed token", tokens)):
+        await work()
+        cost = await _best(times, work, profile=profile)
+        sys.stdout.write(f"{what}: {name}: {cost * 1e6:.1f} us\n")
+    lean.Client._open = original  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Measure both ways."""
+    parser = argparse.ArgumentParser(prog="bench.inside", description=__doc__.split("\n")[0])
+    parser.add_argument("--profile", action="store_true", help="tell where the time goes")
+    parser.add_argument("--times", type=int, default=5000, help="how often, in each round")
+    asked = parser.parse_args()
+    for translates in (False, True):
+        measured = _measure(translates=translates, times=asked.times, profile=asked.profile)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(measured)
+
+
+if __name__ == "__main__":
+    main()
