@@ -24,7 +24,20 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from doubles.upstream import Double, Exchange, Script, answers, breaks, chunk, refuses, told
+from doubles.upstream import (
+    DONE,
+    USAGE,
+    Double,
+    Exchange,
+    Script,
+    answers,
+    breaks,
+    chunk,
+    event,
+    refuses,
+    streams,
+    told,
+)
 from tropilla.config import TINY_MODEL
 from tropilla.upstream.engine import Engine, EngineOptions
 
@@ -111,11 +124,27 @@ async def silent(exchange: Exchange) -> None:
     await exchange.gone.wait()
 
 
+def called(arguments: str, **more: Any) -> bytes:
+    """A piece of a call."""
+    call = {"index": 0, "function": {"arguments": arguments, **more}}
+    if more:
+        call |= {"id": "call_1", "type": "function"}
+    choice = {"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}
+    return event({"choices": [choice]})
+
+
+def caller() -> Script:
+    """A model that asks for the weather in Rome, whatever it hears."""
+    pieces = called("", name="weather"), called('{"ci'), called('ty":"Rome"}')
+    return streams(*pieces, chunk(reason="tool_calls"), USAGE, DONE)
+
+
 SCRIPTS: dict[str, Callable[[], Script]] = {
     "limited": limited,
     "broken": broken,
     "cut": lambda: breaks(chunk("Once"), chunk(" upon")),
     "silent": lambda: silent,
+    "caller": caller,
     "odd": lambda: answers(200, b"<html>It works!</html>", "text/html"),
 }
 

@@ -72,12 +72,19 @@ const groups = {
     },
   },
   tools: {
-    "a call has an object": async () => {
+    "a call is whole and has an object": async () => {
+      const asked = { model: "caller", tools };
+      asked.messages = [{ role: "user", content: "Weather in Rome?" }];
+      const whole = await client.chat({ ...asked });
+      const told = { name: "weather", arguments: { city: "Rome" } };
+      assert.deepEqual(whole.message.tool_calls.map((one) => one.function), [{ index: 0, ...told }]);
+      const parts = await gather(client.chat({ ...asked, stream: true }));
+      assert.deepEqual(parts[0].message.tool_calls, whole.message.tool_calls);
+      assert.ok(parts.length === 2 && parts[1].done);
+    },
+    "the engine takes tools": async () => {
       const asked = [{ role: "user", content: "Weather in Rome?" }];
       const parts = await gather(client.chat({ model, messages: asked, tools, stream: true }));
-      for (const call of parts.flatMap((part) => part.message.tool_calls ?? [])) {
-        assert.equal(typeof call.function.arguments, "object");
-      }
       assert.ok(parts.at(-1).done);
     },
     "a result goes back by the name of its tool": async () => {

@@ -196,22 +196,24 @@ def without_a_prompt_a_model_is_loaded(client: Client) -> None:
 
 
 @check("tools")
-def a_function_is_called_with_an_object(client: Client) -> None:
-    answer = client.chat(MODEL, [{"role": "user", "content": "Weather in Rome?"}], tools=[weather])
-    for call in answer.message.tool_calls or ():
-        assert call.function.name == "weather"
-        assert "city" in call.function.arguments
+def a_call_is_whole_and_has_an_object(client: Client) -> None:
+    asked = [{"role": "user", "content": "Weather in Rome?"}]
+    whole = client.chat("caller", asked, tools=[weather])
+    (call,) = whole.message.tool_calls
+    assert (call.function.name, call.function.arguments) == ("weather", {"city": "Rome"})
+    assert whole.done_reason == "stop"
+    assert weather(**call.function.arguments) == "Rome: 1"
+    parts = list(client.chat("caller", asked, tools=[weather], stream=True))
+    assert [part.message.tool_calls for part in parts] == [whole.message.tool_calls, None]
 
 
 @check("tools")
-def a_stream_tells_a_call_whole(client: Client) -> None:
+def the_engine_takes_tools(client: Client) -> None:
     asked = [{"role": "user", "content": "Weather in Rome?"}]
-    parts = list(client.chat(MODEL, asked, tools=[weather], stream=True))
-    whole = client.chat(MODEL, asked, tools=[weather], options={"seed": 1})
-    calls = [call for part in parts for call in part.message.tool_calls or ()]
-    assert parts[-1].done
-    assert all(isinstance(call.function.arguments, dict) for call in calls)
-    assert whole.done
+    for part in client.chat(MODEL, asked, tools=[weather], stream=True, options={"seed": 1}):
+        for call in part.message.tool_calls or ():
+            assert isinstance(call.function.arguments, dict)
+    assert part.done
 
 
 @check("tools")
