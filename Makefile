@@ -17,7 +17,7 @@ LOCKED := install --require-hashes --no-deps --only-binary :all: --requirement
 unexport PIP_REQUIRE_VIRTUALENV PIP_USER PIP_TARGET PIP_PREFIX PYTHONPATH PYTHONHOME
 
 .DELETE_ON_ERROR:
-.PHONY: help install serve test matrix check clients faults fuzz audit sbom lock clean
+.PHONY: help install serve test matrix check clients faults soak fuzz audit sbom lock clean
 
 help: ## List these
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,7 +49,10 @@ clients: .venv/.serve $(CLIENTS:%=.venvs/%/.done) ## Try real clients, of Python
 faults: .venv/.dev ## Kill, stop, overload and leave a real herd (ARGS="--scale 0.1": fewer rounds)
 	@exec $(BIN)/python tests/faults/run.py $(ARGS)
 
-fuzz: .venv/.serve .venvs/fuzz/.done ## Fuzz a real gateway with its own document (ARGS="--cases 500": fewer)
+soak: .venv/.dev ## Ten minutes of everything at once, and nothing may grow (ARGS="--seconds 120": less)
+	@exec $(BIN)/python tests/soak/run.py $(ARGS)
+
+fuzz: .venv/.dev .venvs/fuzz/.done ## Fuzz a real gateway, and all that parses (ARGS="parsers --runs 1000": less)
 	@exec $(BIN)/python tests/fuzz/run.py $(ARGS)
 
 audit: .venvs/audit/.done ## Look up what is known against the locked packages (wants the network)

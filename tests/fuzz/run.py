@@ -1,107 +1,46 @@
-"""Fuzzes a real gateway with the document that it serves of itself: `make fuzz`.
+"""Fuzzes what reads bytes of others: `make fuzz`, which has three parts.
 
-Schemathesis makes requests out of the schemas, right ones and wrong ones. No answer may be a
-failure of the gateway's, and each must be one that the document declares, in its status, its
-content type and its schema: a stream event by event. The same seed makes the same requests. What
-this program does not know of its arguments is schemathesis's.
+`document`: requests that schemathesis makes out of the gateway's own document, `--cases` of them.
+`parsers`: atheris on everything that reads bytes (`targets`), `--runs` inputs for each.
+`requests`: `--requests` requests that are each a little wrong, at a gateway with real engines.
+The same seed makes the same. What follows `--` is for schemathesis.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from math import ceil
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from clients import stage
-from tropilla.config import TINY_MODEL
-from tropilla.server import openapi
-from tropilla.upstream.engine import EngineOptions
+from fuzz import document, parsers, sending
 
-PROGRAM = stage.ROOT / ".venvs" / "fuzz" / "bin" / "schemathesis"
-CHECKS = (
-    "no_failure_of_ours",
-    "status_code_conformance",
-    "content_type_conformance",
-    "response_schema_conformance",
-)
-EMBEDDER = "embedder"
-CASES = 5000
-
-
-@contextmanager
-def gateway(folder: Path) -> Iterator[str]:
-    """A real `tropilla serve` before two engines: its base URL, once both serve."""
-    with ExitStack() as stack:
-        loop = stage.Loop()
-        stack.callback(loop.stop)
-        tiny = EngineOptions(model=TINY_MODEL, alias=stage.MODEL, slots=4)
-        embedder = EngineOptions(model=TINY_MODEL, alias=EMBEDDER, embedding=True)
-        models = {
-            stage.MODEL: stack.enter_context(stage.engine(loop, tiny)),
-            EMBEDDER: stack.enter_context(stage.engine(loop, embedder)),
-        }
-        config = folder / "tropilla.yaml"
-        # JSON is YAML.
-        config.write_bytes(msgspec.json.encode({"models": models}))
-        with stage.serve("--config", str(config)) as base:
-            yield base
-
-
-def fuzz(base: str, cases: int, seed: int, report: Path, more: list[str]) -> int:
-    """Run schemathesis; what it says goes to who started this."""
-    paths = openapi.describe()["paths"].values()
-    # A request without a body has one form only: all the others share what is wanted.
-    asking = sum("requestBody" in row for rows in paths for row in rows.values())
-    command = [
-        str(PROGRAM), "run", f"{base}/openapi.json",
-        "--header", f"Authorization: Bearer {stage.KEY}",
-        "--phases", "fuzzing",
-        "--checks", ",".join(CHECKS),
-        "--max-examples", str(ceil(cases / asking)),
-        "--seed", str(seed),
-        "--generation-database", "none",
-        "--suppress-health-check", "all",
-        "--request-timeout", "30",
-        "--warnings", "off",
-        "--continue-on-failure",
-        "--report", "json", "--report-json-path", str(report),
-        *more,
-    ]  # fmt: skip
-    told = {
-        "SCHEMATHESIS_HOOKS": "fuzz.hooks",
-        "PYTHONPATH": str(stage.ROOT / "tests"),
-        "FUZZ_MODEL": stage.MODEL,
-        "FUZZ_EMBEDDER": EMBEDDER,
-    }
-    return subprocess.run(command, check=False, cwd=report.parent, env=os.environ | told).returncode
+PARTS = ("document", "parsers", "requests")
 
 
 def main() -> int:
+    own, more = sys.argv[1:], list[str]()
+    if "--" in own:
+        own, more = own[: own.index("--")], own[own.index("--") + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--cases", type=int, default=CASES)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--cases", type=int, default=5000)
+    parser.add_argument("--runs", type=int, default=50_000)
+    parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
-    options, more = parser.parse_known_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        with gateway(Path(folder)) as base:
-            status = fuzz(base, options.cases, options.seed, report, more)
-        told: Any = msgspec.json.decode(report.read_bytes()) if report.exists() else {}
-    made = told.get("test_cases", {}).get("generated", 0)
-    if made < options.cases and not more:
-        sys.stderr.write(f"Only {made} of {options.cases} cases were tried.\n")
-        return 1
-    return status
+    options = parser.parse_args(own)
+    if unknown := [one for one in options.parts if one not in PARTS]:
+        parser.error(f"There is no part {unknown[0]!r}; there are: {', '.join(PARTS)}.")
+    parts = options.parts or PARTS
+    seed, well = options.seed, True
+    if "document" in parts:
+        well &= document.fuzz(options.cases, seed, more)
+    if "parsers" in parts:
+        well &= parsers.fuzz(options.runs, seed)
+    if "requests" in parts:
+        well &= sending.fuzz(options.requests, seed)
+    return 0 if well else 1
 
 
 if __name__ == "__main__":
