@@ -85,6 +85,8 @@ def sayable_to_others(request: Request) -> Request:
     """What a server that is no llama.cpp can be told: the rest is dropped, or refused."""
     if request.dialect == "afs":
         return request
+    if request.dialect == "llamacpp":
+        request = sayable_to_engine(request)  # which it is said to whatever it is
     knobs = request.knobs
     known = msgspec.structs.replace(
         knobs, typical_p=None, repeat_penalty=None, mirostat=None, mirostat_tau=None,
@@ -94,8 +96,13 @@ def sayable_to_others(request: Request) -> Request:
     return replace(request, knobs=known, logit_bias=ids)
 
 
-def any_tool(request: Request) -> Request:
-    """llama.cpp cannot be told of a tool by name: the other tools are kept from it instead."""
+def sayable_to_engine(request: Request) -> Request:
+    """What llama.cpp can be told: no field that it does not read, and no tool by its name.
+
+    The other tools are kept from it instead.
+    """
+    if request.dialect != "afs":
+        request = replace(request, extras={"n_keep": 3, "return_progress": True})
     if isinstance(request.input, Chat) and request.dialect not in OWN:
         return replace(request, input=msgspec.structs.replace(request.input, tool_choice=None))
     return request
@@ -105,7 +112,7 @@ def any_tool(request: Request) -> Request:
 @given(data=st.data())
 @law(40)
 def test_law_1_in_llamacpps_own_forms(name: str, data: st.DataObject) -> None:
-    dialect, request = dialects.named(name), any_tool(data.draw(requests(name)))
+    dialect, request = dialects.named(name), sayable_to_engine(data.draw(requests(name)))
 
     wire = dialect.render_request(request, ENGINE)
     if request.logprobs is not None:
@@ -130,7 +137,7 @@ def can_stream(request: Request) -> bool:
 @given(data=st.data())
 @law(25)
 def test_an_upstream_is_always_asked_to_stream(name: str, data: st.DataObject) -> None:
-    asked = replace(any_tool(data.draw(requests(name))), stream=False, include_usage=False)
+    asked = replace(sayable_to_engine(data.draw(requests(name))), stream=False, include_usage=False)
 
     wire = dialects.named(name).render_request(asked, ENGINE)
 

@@ -112,9 +112,6 @@ def test_tools_that_may_not_be_called_are_not_told_of() -> None:
 @pytest.mark.parametrize(
     ("build", "fields", "param"),
     [
-        (0, {"n_keep": "x"}, "n_keep"),
-        (2607, {"cache_prompt": 1}, "cache_prompt"),
-        (2607, {"grammar": {}}, "grammar"),
         (0, {"logit_bias": [["a", 1]]}, "logit_bias"),
         (1561, {"prompt": [1, 2]}, "prompt"),
         (2371, {"prompt": [1, "x"]}, "prompt"),

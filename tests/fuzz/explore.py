@@ -10,16 +10,16 @@ import random
 import sys
 from pathlib import Path
 
-import atheris  # type: ignore[import-not-found]
+import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "src")]
+
+from fuzz.mutate import mutated
 
 with atheris.instrument_imports(include=["tropilla"]):
     from fuzz.targets import targets
 
     targets()  # which imports each dialect
-
-from fuzz.mutate import mutated
 
 MOST = 16_384
 """Bytes of one input."""

@@ -109,35 +109,12 @@ def _events(data: bytes, chance: random.Random) -> bytes:
 def _value(value: Any, chance: random.Random) -> Any:
     """A value with one thing changed, mostly far inside."""
     if type(value) is dict and value and chance.random() < 0.9:
-        name = chance.choice([*value])
-        match chance.randrange(10):
-            case 0:
-                return {one: value[one] for one in value if one != name}
-            case 1:
-                return value | {chance.choice([*value]): value[name]}
-            case 2:
-                return value | {chance.choice(NAMES): chance.choice(ODD)}
-            case 3:
-                return {(f"{one}_" if one == name else one): value[one] for one in value}
-            case _:
-                return value | {name: _value(value[name], chance)}
+        return _object(value, chance)
     if type(value) is list and value and chance.random() < 0.8:
-        at = chance.randrange(len(value))
-        match chance.randrange(8):
-            case 0:
-                return value[:at] + value[at + 1 :]
-            case 1:
-                return value[: at + 1] * 2 + value[at:]
-            case 2:
-                return [*value, chance.choice(ODD)]
-            case 3:
-                return value * chance.choice((2, 5, 40))
-            case _:
-                return [*value[:at], _value(value[at], chance), *value[at + 1 :]]
+        return _array(value, chance)
     if type(value) is str and chance.random() < 0.3:
-        return value * chance.choice((0, 2, 50)) + chance.choice(
-            ("", "\0", "x", "\u00e9", "<|im_end|>")
-        )
+        more = ("", "\0", "x", "\u00e9", "<|im_end|>")
+        return value * chance.choice((0, 2, 50)) + chance.choice(more)
     if type(value) in {int, float} and chance.random() < 0.5:
         return chance.choice((-value, value + 1, value * 2**20, float(value), str(value)))
     if chance.random() < 0.1:
@@ -145,6 +122,36 @@ def _value(value: Any, chance: random.Random) -> Any:
             value = [value] if chance.random() < 0.5 else {"a": value}
         return value
     return chance.choice(ODD)
+
+
+def _object(value: dict[str, Any], chance: random.Random) -> dict[str, Any]:
+    name = chance.choice([*value])
+    match chance.randrange(10):
+        case 0:
+            return {one: value[one] for one in value if one != name}
+        case 1:
+            return value | {chance.choice([*value]): value[name]}
+        case 2:
+            return value | {chance.choice(NAMES): chance.choice(ODD)}
+        case 3:
+            return {(f"{one}_" if one == name else one): value[one] for one in value}
+        case _:
+            return value | {name: _value(value[name], chance)}
+
+
+def _array(value: list[Any], chance: random.Random) -> list[Any]:
+    at = chance.randrange(len(value))
+    match chance.randrange(8):
+        case 0:
+            return value[:at] + value[at + 1 :]
+        case 1:
+            return value[: at + 1] * 2 + value[at:]
+        case 2:
+            return [*value, chance.choice(ODD)]
+        case 3:
+            return value * chance.choice((2, 5, 40))
+        case _:
+            return [*value[:at], _value(value[at], chance), *value[at + 1 :]]
 
 
 NAMES = (

@@ -1,4 +1,4 @@
-"""Runs atheris on every target, as many at once as there are cores; each in a process of its own."""
+"""Runs atheris on every target, each in a process of its own, as many at once as there are cores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everybody who comes to a gateway, all at once: who asks, who leaves, who does not read, who babbles.
+"""Everybody who comes to a gateway at once: who asks, who leaves, who does not read, who babbles.
 
 A visit is one connection. What was heard is counted: an answer that never ends is `hung`, one that
 tells of a defect is `defect`, and neither may be.

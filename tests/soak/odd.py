@@ -1,4 +1,4 @@
-"""A server that says anything: whole answers, halves of them, pages, errors, lines without an end."""
+"""A server that says anything: answers, halves of them, pages, errors, lines without an end."""
 
 from __future__ import annotations
 

@@ -73,9 +73,9 @@ def test_what_grows_is_not(what: str, by: float) -> None:
 
 
 def test_a_moment_is_no_slope() -> None:
-    counts = {what: 10.0 for what in LIMITS}
+    counts = dict.fromkeys(LIMITS, 10.0)
     samples = [Sample(15.0 * at, counts) for at in range(40)]
-    samples[25] = Sample(15.0 * 25, {what: 10.0**9 for what in LIMITS})
+    samples[25] = Sample(15.0 * 25, dict.fromkeys(LIMITS, 10.0**9))
     assert all(one.flat and one.grown == 0 for one in slopes(samples))
 
 

@@ -7,10 +7,7 @@ server whose build is not known the oldest is assumed that it can be.
 
 from __future__ import annotations
 
-from typing import Any
-
 from tropilla.dialects import _grammar
-from tropilla.dialects._fields import wrong_type
 from tropilla.ir import (
     Bias,
     Chat,
@@ -77,7 +74,6 @@ def fit_chat(request: Request, chat: Chat, traits: Traits) -> tuple[Chat, JsonOb
     messages = tuple(
         _plain(message, f"messages.{index}", dropped) for index, message in enumerate(chat.messages)
     )
-    _check_types(request.extras, traits)
     body: JsonObject = {}
     if (grammar := _grammar_for(request.format, traits)) is not None:
         body["grammar"] = grammar
@@ -132,21 +128,6 @@ def grammar_of(form: Format, path: str = "response_format.json_schema.schema") -
     return _grammar.of_json() if form.schema is None else _grammar.of_schema(form.schema, path)
 
 
-_TYPES: dict[str, tuple[type[Any], str]] = {
-    "n_keep": (int, "an integer"),
-    "n_probs": (int, "an integer"),
-    "repeat_last_n": (int, "an integer"),
-    "slot_id": (int, "an integer"),
-    "id_slot": (int, "an integer"),
-    "tfs_z": (float, "a decimal"),
-    "penalize_nl": (bool, "a boolean"),
-    "ignore_eos": (bool, "a boolean"),
-    "cache_prompt": (bool, "a boolean"),
-    "grammar": (str, "a string"),
-}
-"""The fields that the IR does not model, and that old servers read."""
-
-
 def fit_native(request: Request, body: JsonObject, traits: Traits) -> list[str]:
     """Make a native body one that an old server reads right; what is lost of it.
 
@@ -173,22 +154,12 @@ def fit_native(request: Request, body: JsonObject, traits: Traits) -> list[str]:
                     "Token ids hang or end a server from b1591 to b2371, and this one may be such: "
                     "send a text.",
                 )
-    _check_types(body, traits)
     if traits.build < 2490 and request.format is not None and request.format.kind != "text":
         body.pop("json_schema", None)
         body["grammar"] = grammar_of(request.format, "json_schema")
     if traits.build < 1561 and request.knobs.min_p is not None:
         return ["min_p"]  # b1500 (#3877)
     return []
-
-
-def _check_types(body: JsonObject, traits: Traits) -> None:
-    """A wrong type ends a server before b2608 (#6452)."""
-    for name, (kind, expected) in _TYPES.items() if traits.build < 2608 else ():
-        value = body.get(name)
-        fits = value is None or type(value) is kind or (kind is float and type(value) is int)
-        if not fits:
-            raise wrong_type(name, expected, value)
 
 
 def _refuse_text_bias(biases: tuple[Bias, ...], traits: Traits) -> None:

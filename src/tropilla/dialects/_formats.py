@@ -26,6 +26,10 @@ MOST_LETTERS = 120_000
 MOST_REPEATED = 2000
 """What llama.cpp's grammars repeat at most (`MAX_REPETITION_THRESHOLD`)."""
 
+MOST_PATTERN = 1024
+MOST_NESTED = 16
+"""Groups of a pattern, one in the other: 60,000 end a server."""
+
 _KINDS = ("object", "array", "string", "number", "integer", "boolean", "null")
 _MAPS = (
     "properties", "patternProperties", "$defs", "definitions", "dependentSchemas",
@@ -160,8 +164,20 @@ class _Check:
                 raise self._wrong(here.path, "a string", value)
             if keyword == "$ref":
                 self._refs.setdefault(value, here.path)
+            elif keyword == "pattern":
+                self._pattern(value, here)
         elif keyword in {"type", "required", "enum", "const"}:
             self._words(keyword, value, here)
+
+    def _pattern(self, pattern: str, here: _At) -> None:
+        if len(pattern) > MOST_PATTERN:
+            raise self._bad(here.path, f"has more than {MOST_PATTERN} letters")
+        depth = deepest = 0
+        for bracket in re.findall(r"(?<!\\)[()]", pattern):
+            depth += 1 if bracket == "(" else -1
+            deepest = max(deepest, depth)
+        if deepest > MOST_NESTED:
+            raise self._bad(here.path, f"is nested more than {MOST_NESTED} groups deep")
 
     def _list(self, value: Json, here: _At) -> list[Json]:
         """An array that says something."""

@@ -7,6 +7,7 @@ claims to be is refused instead.
 
 from __future__ import annotations
 
+from tropilla.dialects import _engine_fields
 from tropilla.dialects._fields import Fields, invalid, kindred_extras, missing, wrong_type
 from tropilla.ir import Json, JsonObject, Malformed, Request
 
@@ -96,15 +97,16 @@ def _silent(name: str) -> Malformed:
     )
 
 
-def extras_for_llamacpp(request: Request) -> JsonObject:
-    """The fields that the IR does not model, and that a llama-server may read.
+def extras_for_llamacpp(request: Request) -> tuple[JsonObject, list[str]]:
+    """The fields that the IR does not model, and that a llama-server reads; what it is not told.
 
     Raises:
-        Malformed: of kind `unsupported`, where an answer would not be what it claims to be.
+        Malformed: of kind `unsupported`, where an answer would not be what it claims to be; or a
+            field is out of its bounds.
     """
     extras = kindred_extras(request)
     if IGNORED.isdisjoint(extras):
-        return extras
+        return _engine_fields.checked(extras)
     if extras.get("web_search_options") is not None:
         raise Malformed(
             "'web_search_options' asks for an answer that was looked up, and this model cannot "
@@ -113,4 +115,5 @@ def extras_for_llamacpp(request: Request) -> JsonObject:
             code="unsupported_parameter",
             kind="unsupported",
         )
-    return {name: value for name, value in extras.items() if name not in IGNORED}
+    said = {name: value for name, value in extras.items() if name not in IGNORED}
+    return _engine_fields.checked(said)

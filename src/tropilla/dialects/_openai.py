@@ -160,7 +160,7 @@ def write_common(request: Request, traits: Traits) -> tuple[JsonObject, list[str
     """
     dropped: list[str] = []
     if traits.llamacpp:
-        body = extras_for_llamacpp(request)
+        body, dropped = extras_for_llamacpp(request)
         if request.knobs != _NO_KNOBS:
             body |= write_knobs(request.knobs)
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from tropilla.dialects import Route, Stamp, Wire, _ages, _streams
+from tropilla.dialects import Route, Stamp, Wire, _ages, _formats, _streams
 from tropilla.dialects._fields import (
     Fields,
     missing,
@@ -69,6 +69,9 @@ NAME = "llamacpp"
 ROUTES = (Route(path="/completion", v1=False), Route(path="/infill", v1=False))
 _MOST_CHOICES = 128
 """More than a server has slots for; each is kept here while it is written."""
+_MOST_STOPS = 128
+_MOST_PROBABILITIES = 1000
+"""Of each token: a whole vocabulary of them is hundreds of kilobytes a token."""
 
 
 # A client's request.
@@ -88,7 +91,9 @@ def parse_request(body: JsonObject, path: str) -> Request:
         prompts, listed = _parse_prompts(fields.any("prompt"))
         asked = Completion(prompts=prompts, listed=listed)
     schema = fields.object("json_schema")
-    n_probs = fields.integer("n_probs", 0)
+    if schema is not None:
+        _formats.check(schema, "json_schema", "invalid_json_schema")
+    n_probs = fields.integer("n_probs", 0, _MOST_PROBABILITIES)
     return Request(
         dialect=NAME,
         input=asked,
@@ -96,7 +101,7 @@ def parse_request(body: JsonObject, path: str) -> Request:
         stream=stream,
         n=_first(fields, "n_cmpl", "n") or 1,
         max_tokens=_read_limit(fields),
-        stop=texts(fields.any("stop"), "stop"),
+        stop=texts(fields.any("stop"), "stop", _MOST_STOPS),
         knobs=read_knobs(fields, openai=False),
         logit_bias=read_logit_bias(fields.any("logit_bias"), "logit_bias", openai=False),
         logprobs=n_probs or None,
@@ -144,7 +149,7 @@ def _parse_prompts(value: Json) -> tuple[tuple[Prompt, ...], bool]:
 
 def render_request(request: Request, traits: Traits) -> Wire:
     """Say a request as a native completion or infill."""
-    body = extras_for_llamacpp(request)
+    body, unknown = extras_for_llamacpp(request)
     # What Tropilla does itself with the answer: the engine must not do it first.
     body.pop("response_fields", None)
     if body.get("system_prompt") is not None:
@@ -187,7 +192,7 @@ def render_request(request: Request, traits: Traits) -> Wire:
         case Format(kind="json_object"):
             body["json_schema"] = {"type": "object"}
     dropped = _ages.fit_native(request, body, traits)
-    return Wire(path=path, body=body, dropped=tuple(dropped))
+    return Wire(path=path, body=body, dropped=(*unknown, *dropped))
 
 
 # What an upstream answers.
