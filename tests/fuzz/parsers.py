@@ -1,4 +1,4 @@
-"""Runs atheris on every target, each in a process of its own, as many at once as there are cores."""
+"""Runs atheris on every target: each in a process of its own, one for each core at once."""
 
 from __future__ import annotations
 
