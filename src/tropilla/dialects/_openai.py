@@ -45,6 +45,8 @@ MOST_MESSAGES = 4096
 """More of them would keep everybody else waiting while they are read."""
 MOST_TOOLS = 1024
 """The same of tools."""
+MOST_BIASES = 16_384
+"""And of tokens that are made likelier."""
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 PING = SSE_PING
@@ -96,6 +98,9 @@ def read_logit_bias(value: Json, path: str, *, openai: bool = True) -> tuple[Bia
     """
     if value is None:
         return ()
+    if (type(value) is dict or type(value) is list) and len(value) > MOST_BIASES:
+        why = f"expected at most {MOST_BIASES}, but got {len(value)} instead."
+        raise invalid(path, why, "array_above_max_length")
     if type(value) is dict:
         pairs: list[Any] = [
             [int(token) if _TOKEN_ID.fullmatch(token) else token, amount]
