@@ -74,6 +74,7 @@ _NEVER: frozenset[ProblemKind] = _WORKED | {"not_implemented"}
 _COMMON: frozenset[ProblemKind] = frozenset({"limited", "loading", "unavailable"})
 """Once it happens to one, it happens to all who ask."""
 _SELDOM_SECONDS = 10.0
+_LARGE = 4 * 1024 * 1024
 _NATIVE = "llamacpp"
 _DEFAULT = "openai_chat"
 _DEFAULT_PATH = "/v1/chat/completions"
@@ -229,6 +230,8 @@ class Gateway:
     async def _generate(self, call: Call, action: Generate, reply: Reply) -> None:
         data = await self._text(call)
         body = json_object(data)
+        if large := len(data) > _LARGE:
+            await asyncio.sleep(0)  # between the steps of a large body others have their turn
         if action.route.instead is not None:
             shown = action.route.instead(self._visit(call, body))
             if shown is not None:
@@ -260,6 +263,8 @@ class Gateway:
         most = await self._door.admit(call, request.model, needs)
         if most is not None:
             request = msgspec.structs.replace(request, max_tokens=most)
+        if large:
+            await asyncio.sleep(0)
         await relay.generate(
             turn.front,
             request,

@@ -16,7 +16,7 @@ from tropilla.ir import Json, JsonObject, Malformed
 
 MOST_BRACKETS = 200_000
 """Objects and arrays."""
-MOST_STRINGS = 200_000
+MOST_STRINGS = 150_000
 MOST_VALUES = 1_500_000
 """Numbers and all else, as far as commas tell."""
 MOST_EXPONENTS = 2000
