@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 CHAT = [{"role": "user", "content": "@"}]
-_TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+_OBJECT = {"type": "object"}
+_TOOL = {"type": "function", "function": {"name": "f", "parameters": _OBJECT}}
 
 BODIES: dict[str, list[dict[str, Any]]] = {
     "/chat/completions": [
@@ -32,6 +33,15 @@ BODIES: dict[str, list[dict[str, Any]]] = {
             "max_output_tokens": 8,
         },
     ],
+    "/messages": [
+        {"messages": CHAT, "max_tokens": 16, "system": "Be brief."},
+        {"messages": CHAT, "max_tokens": 8, "tools": [{"name": "f", "input_schema": _OBJECT}]},
+    ],
+    "/api/chat": [
+        {"messages": CHAT, "options": {"num_predict": 16}, "format": _OBJECT},
+        {"messages": CHAT, "options": {"num_predict": 8}, "tools": [_TOOL]},
+    ],
+    "/api/generate": [{"prompt": "@", "options": {"num_predict": 16, "stop": ["x"]}}],
     "/completion": [
         {"prompt": "@", "n_predict": 24},
         {"prompt": ["@", "b"], "n_predict": 4, "n_probs": 2},

@@ -15,6 +15,7 @@ from soak.crowd import KEY, ODD, Crowd
 from soak.odd import SCRIPTS, odd
 from soak.slopes import LIMITS, Sample, slopes
 from tropilla import dialects
+from tropilla.config import QueueConfig
 
 VISITS = 250
 
@@ -32,7 +33,9 @@ async def test_a_crowd_leaves_nothing_behind(gateway: Serve, engine: str) -> Non
     server = odd(ODD)
     await server.start()
     try:
-        tropilla = await gateway(engine, server.url, api_keys=(KEY,))
+        # Nobody waits long for the server that is often away.
+        queue = QueueConfig(seconds=0.5)
+        tropilla = await gateway(engine, server.url, api_keys=(KEY,), queue=queue)
         tasks = len(asyncio.all_tasks())
         crowd = Crowd(tropilla.port, patience=0.05)
         await crowd.visit(16, VISITS)
