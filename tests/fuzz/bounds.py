@@ -9,7 +9,8 @@ from typing import Any
 
 _LIMITS = {"completion": "n_predict", "infill": "n_predict", "responses": "max_output_tokens"}
 """What the most tokens are called, by the end of the path; `max_tokens` elsewhere."""
-_AFS = ("conversation", "generate", "text_infilling")
+_WITHIN = {"/models/": ("parameters", "max_new_tokens"), "/api/": ("options", "num_predict")}
+"""AFS and Ollama have theirs in an object, by what is in the path."""
 _MOST_TOKENS = 4
 _MOST_ANSWERS = 2
 _ANSWERS_ALLOWED = 128
@@ -21,11 +22,13 @@ def bound(body: dict[str, Any], path: str) -> None:
     for name in ("n", "n_cmpl", "best_of"):
         if type(body.get(name)) is int and _MOST_ANSWERS < body[name] <= _ANSWERS_ALLOWED:
             body[name] = _MOST_ANSWERS
-    if end in _AFS:
-        if body.get("parameters") is None:
-            body["parameters"] = {}
-        if type(body["parameters"]) is dict:
-            _bound(body["parameters"], "max_new_tokens")
+    within = next((where for part, where in _WITHIN.items() if part in path), None)
+    if within is not None and not end.endswith("completions"):
+        group, main = within
+        if body.get(group) is None:
+            body[group] = {}
+        if type(body[group]) is dict:
+            _bound(body[group], main)
     elif "embed" not in end and "rank" not in end:
         _bound(body, _LIMITS.get(end, "max_tokens"))
 

@@ -51,7 +51,10 @@ def seeds() -> list[tuple[str, str, bytes]]:
                 case Measure():
                     bodies = [msgspec.json.encode(MEASURED[action.name])]
                 case Count():
-                    bodies = [msgspec.json.encode(one) for one in for_path(action.counter.of)]
+                    bodies = [
+                        msgspec.json.encode(one)
+                        for one in for_path(action.counter.of.removesuffix("/count_tokens"))
+                    ]
                 case Forward(admin=True):
                     bodies = []
                 case Forward() if method == "POST":
