@@ -106,6 +106,7 @@ class Door:
         """
         if call.account.terms.models is None:
             return model
+        call.record.model = model
         return self.admission.model(call.account, model, self.serving(call))
 
     async def admit(
