@@ -34,6 +34,7 @@ from tropilla.server.routes import (
     Measure,
     Methods,
     Own,
+    View,
     is_public,
     marked,
     patterns,
@@ -82,6 +83,28 @@ SHOWN = {
     "nobody": None, "wrong": "wrong", "half an admin": "the-admin", "admin": "the-admin-key",
     "static": "static", "account": "account", "of another model": "elsewhere", "expired": "over",
 }  # fmt: skip
+
+
+def wanted(path: str, action: Action) -> str:
+    """The right that a route is to want, said here once more: who adds one has to think of it."""
+    if path.startswith("/api/keys"):
+        return "give"
+    if path in {"/api/herd", "/api/route", "/metrics"}:
+        return "operate"
+    match action:
+        case Forward(admin=admin):
+            return "operate" if admin else "ask"
+        case Own() | View():
+            return "look"
+    return "ask"
+
+
+def test_every_route_wants_its_right() -> None:
+    for path, _, _, action in routes():
+        assert right_of(action) == wanted(path, action), path
+    assert [one for one in routes() if is_public(one[3])]
+    for path, _, _, action in routes():
+        assert not is_public(action) or isinstance(action, View) or path.endswith("/health")
 
 
 class Stage:

@@ -178,12 +178,12 @@ class Admission:
             raise ProblemError(unknown(model))
         return model
 
-    async def standing(self, account: Account) -> Mapping[str, str]:
+    def standing(self, account: Account) -> Mapping[str, str]:
         """The headers that tell how it stands with an account's limits."""
         scopes = self._of_account(account)
         if not any(_is_limited(scope) for scope in scopes):
             return {}
-        return _headers(await self._meter.look(scopes))
+        return _headers(self._meter.look(scopes))
 
     async def admit(
         self,

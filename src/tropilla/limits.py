@@ -131,8 +131,8 @@ class Meter(Protocol):
     def release(self, hold: Hold) -> None:
         """It is over. What was not settled was not used."""
 
-    async def look(self, scopes: Sequence[Scope]) -> Standings:
-        """How it stands with the limits of a minute."""
+    def look(self, scopes: Sequence[Scope]) -> Standings:
+        """How it stands with the limits of a minute, as far as it is known here."""
 
 
 # What is counted.

@@ -291,6 +291,20 @@ def test_rule_9_a_place_in_the_queue_is_one_by_turns() -> None:
     assert [pool.place(request) for request in (2, 3, 6, 4)] == [1, 2, 3, 4]
 
 
+def test_rule_9_a_higher_priority_comes_first() -> None:
+    pool = herd(seen(1))
+    pool.priorities = {"high": 5, "low": -1}
+    pool.on_request(0, Ask(model="m", key="high"), 0.0)
+    for request, key in enumerate(["low", "b", "c", "high", "b", "high"], 1):
+        pool.on_request(request, Ask(model="m", key=key), 0.0)
+    assert [pool.place(request) for request in (4, 6, 2, 3, 5, 1)] == [1, 2, 3, 4, 5, 6]
+    order, now = [0], 1.0
+    while effects := pool.on_done(order[-1], now):
+        order += given_to(effects)
+        now += 1
+    assert order == [0, 4, 6, 2, 3, 5, 1]
+
+
 def test_rule_9_who_holds_less_is_next() -> None:
     pool = herd(seen(3))
     for request, key in enumerate(["a", "a", "b"]):

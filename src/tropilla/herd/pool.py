@@ -221,6 +221,8 @@ class Pool:
         self.rules = rules or Rules()
         self._seed = seed
         self.affinity = Affinity()
+        self.priorities: Mapping[str, int] = {}
+        """Of the keys that come before others, or after them (rule 9); 0 is everybody's."""
         self._members: dict[int, _Member] = {}
         self._held: dict[int, _Held] = {}
         self._waiting: dict[int, _Waiting] = {}
@@ -415,15 +417,15 @@ class Pool:
         if entry is None:
             return 0
         held = Counter(self._running)
-        ranks: dict[int, tuple[int, int, tuple[float, int]]] = {}
+        ranks: dict[int, tuple[int, tuple[int, ...], tuple[float, int]]] = {}
         for other, one in sorted(self._waiting.items(), key=lambda item: item[1].order):
             if one.group != entry.group:
                 continue
             key = one.ask.key
             if one.ask.hurries:
-                ranks[other] = -1, 0, one.order
+                ranks[other] = 0, (), one.order
             else:
-                ranks[other] = held[key], self._turns.get(key, 0), one.order
+                ranks[other] = 1, self._rank(key, held), one.order
                 held[key] += 1
         return sum(rank <= ranks[request] for rank in ranks.values())
 
@@ -621,7 +623,7 @@ class Pool:
     def _in_turn(self) -> Iterator[int]:
         """Those who wait: the key that has the least is next, and its oldest request (rule 9).
 
-        Before all of them come those that hurry (rule 17).
+        Keys of a higher priority come before; and before all of them those that hurry (rule 17).
         """
         queues: dict[str, deque[int]] = {}
         for request, entry in sorted(self._waiting.items(), key=lambda item: item[1].order):
@@ -630,10 +632,14 @@ class Pool:
             else:
                 queues.setdefault(entry.ask.key, deque()).append(request)
         while queues:
-            key = min(queues, key=lambda key: (self._running.get(key, 0), self._turns.get(key, 0)))
+            key = min(queues, key=lambda key: self._rank(key, self._running))
             yield queues[key].popleft()
             if not queues[key]:
                 del queues[key]
+
+    def _rank(self, key: str, held: Mapping[str, int]) -> tuple[int, int, int]:
+        """Whose turn is sooner has less of it; `held` is how much each key has."""
+        return -self.priorities.get(key, 0), held.get(key, 0), self._turns.get(key, 0)
 
     def _forget_turns(self) -> None:
         if len(self._turns) > _MOST_TURNS:

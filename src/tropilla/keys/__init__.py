@@ -147,6 +147,12 @@ class Keys:
                     found = None if over else known.account
         return found
 
+    def priorities(self) -> dict[str, int]:
+        """Of the accounts that come before others, or after them, by their ids."""
+        known = (*self._own.values(), *self._stored.values())
+        found = {one.account.id: one.account.terms.priority for one in known}
+        return {id_: priority for id_, priority in found.items() if priority}
+
     def mistyped(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a key that is shown was meant to be one of Tropilla's."""
         return any(mistyped(one.decode("latin-1")) for one in _offered(headers))

@@ -74,7 +74,7 @@ class Memory:
             for scope in hold.scopes:
                 self._tallies[scope.name].open -= 1
 
-    async def look(self, scopes: Sequence[Scope]) -> Standings:
+    def look(self, scopes: Sequence[Scope]) -> Standings:
         """As `Meter` says."""
         return standings(self._pairs(scopes), self._clock())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from urllib.parse import parse_qs
 
 import msgspec
@@ -70,6 +71,7 @@ class Door:
         if accounts is not None:
             self._keys.stored(known(accounts.stored), closed=bool(accounts.stored))
             self._keys.stale = accounts.stale
+        self._fleet.pool.priorities = self._keys.priorities()
 
     async def enter(self, call: Call, action: Action | None) -> None:
         """Find out whose request it is, and whether that one may do such a thing.
@@ -87,7 +89,7 @@ class Door:
         call.account = found
         call.owner = call.record.key = found.id
         if found.role == "account":
-            call.reply.more = await self.admission.standing(found)
+            call.reply.more = partial(self.admission.standing, found)
         if action is not None and not is_public(action):
             authorize(found, right_of(action))
 
@@ -118,12 +120,7 @@ class Door:
             ProblemError: there is not so much.
         """
         call.record.model = model
-        account = call.account
-        try:
-            return await self.admission.admit(account, call.record, model, needs)
-        finally:
-            if account.role == "account":
-                call.reply.more = await self.admission.standing(account)
+        return await self.admission.admit(call.account, call.record, model, needs)
 
     def passed(self, call: Call, body: bytes, *, counted: bool) -> tuple[bytes, str | None]:
         """What of a request is passed on as it is, and the model that it is for.

@@ -6,7 +6,7 @@ What is written before the loop turns goes out in one piece, the head with the f
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Protocol
 
@@ -89,8 +89,8 @@ class Reply:
         self.ended = False
         self.keeps = True
         """Whether the head said that the connection stays."""
-        self.more: Mapping[str, str] = {}
-        """Headers of this answer, whatever it is."""
+        self.more: Callable[[], Mapping[str, str]] = dict
+        """Headers of this answer, whatever it is, as they are when its head is sent."""
 
     async def start(
         self, status: int, content_type: str, headers: Mapping[str, str], first: bytes = b""
@@ -120,7 +120,7 @@ class Reply:
         elif self._old:
             framing += b"connection: keep-alive\r\n"
         spent = time.perf_counter() - self.began
-        more = (*headers.items(), *self.more.items())
+        more = (*headers.items(), *self.more().items())
         told = head(status, content_type, self._to.date, spent, more)
         id_ = self.request_id.encode()
         return b"%bx-request-id: %b\r\nrequest-id: %b\r\n%b\r\n" % (told, id_, id_, framing)
