@@ -231,6 +231,24 @@ async def test_a_key_of_another_model_reaches_no_upstream(stage: Stage) -> None:
                 assert asked == []
 
 
+async def test_what_is_passed_on_names_one_model_however_it_is_read(
+    gateway: Serve, double: Double
+) -> None:
+    double.models = ("m", "n")
+    double.on("/tokenize", answers(200, b'{"tokens":[1]}'))
+    keys = {"of m": KeyConfig(key="of-m", models=("m",))}
+    tropilla = await gateway(double, accounts=AccountsConfig(store="none", keys=keys))
+    mine = {"x-api-key": "of-m"}
+    twice = b'{"model":"n","content":"x","model":"m"}'
+    assert (await tropilla.ask("POST", "/tokenize", twice, mine)).status == 200
+    (asked,) = double.requests
+    assert asked.body == b'{"model":"m","content":"x"}', "others take the first of two"
+    form = b"model=m&content=x"
+    assert (await tropilla.ask("POST", "/tokenize", form, mine)).status == 400
+    hidden = await tropilla.ask("POST", "/tokenize?model=m", form, mine)
+    assert (hidden.status, len(double.requests)) == (403, 1)
+
+
 FIELDS: dict[str, Any] = {
     "name": "mine", "team": "red", "models": None, "limits": {"requests": 10**9},
     "budgets": [], "priority": 100, "expires": None, "tags": ["x"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import stat
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from conftest import CHAT, Answer, Serve, Served
 from doubles.upstream import Double, streams, told
-from tropilla.config import AccountsConfig, LimitsConfig, TermsConfig
+from tropilla.config import AccountsConfig, BudgetConfig, LimitsConfig, TermsConfig
 from tropilla.ir import Malformed, ProblemError
 from tropilla.keys import ANYBODY, Keys, made, mistyped
 from tropilla.keys.rights import OPERATOR, authorize
@@ -231,6 +232,17 @@ async def test_terms_that_cannot_be(ring: Ring, body: dict[str, Any], param: str
             await work()
         assert refused.value.problem.param == param
         assert await ring.all() == before
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, -1.0])
+async def test_no_door_lets_in_a_number_that_is_none(ring: Ring, number: float) -> None:
+    for terms in (
+        TermsConfig(budgets=(BudgetConfig(money=number),)),
+        TermsConfig(limits=LimitsConfig(requests=number)),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(Malformed, match="finite"):
+            await ring.create(OPERATOR, "b", terms)
+    assert await ring.all() == []
 
 
 @pytest.mark.parametrize("role", ["anybody", "static", "account"])

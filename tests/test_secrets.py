@@ -366,6 +366,22 @@ def test_a_gateway_that_is_open_to_all_says_so(flags: tuple[str, ...], *, warned
     assert ("without a key" in errors) == warned
 
 
+@POSIX
+def test_a_gateway_whose_store_has_keys_is_not_open(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/accounts.db"
+    made = CliRunner().invoke(main, ["keys", "--store", store, "create", "a"])
+    assert made.exit_code == 0
+    flags = ("--host", "0.0.0.0", "--store", store)
+    with llama(4300) as double, serving("--upstream", double.url, *flags) as (process, at, _):
+        end = time.monotonic() + DEADLINE
+        while ask(at, "GET", "/health")[0] != 200:
+            assert time.monotonic() < end
+        assert ask(at, "GET", "/v1/models")[0] == 401
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=DEADLINE)
+    assert "without a key" not in errors
+
+
 def test_help_tells_where_keys_are_seen() -> None:
     for command in (("serve",), ("doctor",), ("herd",), ("route",)):
         told = CliRunner().invoke(main, [*command, "--help"]).output

@@ -35,8 +35,8 @@ def banner(config: Config, base: str, file: Path | None, plan: Plan | None) -> s
 
 def try_it(config: Config, base: str, model: str) -> str:
     """Lines to be copied into a terminal."""
-    key = "YOUR_KEY" if config.api_keys else "none"
-    header = " -H 'Authorization: Bearer YOUR_KEY'" if config.api_keys else ""
+    key = "YOUR_KEY" if config.wants_key else "none"
+    header = " -H 'Authorization: Bearer YOUR_KEY'" if config.wants_key else ""
     messages = '[{"role": "user", "content": "Hello!"}]'
     return f"""\
 Try it:

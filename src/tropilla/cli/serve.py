@@ -141,25 +141,55 @@ def command(context: click.Context, /, **flags: Any) -> None:
     base = base_of(sockets[0])
     click.echo(banner(config, base, told.file, plan))
     address = sockets[0].getsockname()[0]
-    _warn(config, address)
+    gave = not _is_alone(address) and _gave_keys(config)
+    _warn(config, address, gave=gave)
 
     def first(model: str) -> None:
         if config.upstreams or config.models:
             click.echo(try_it(config, base, model))
 
-    again = _again(file, asked, config, flags, lambda now: _warn(now, address))
+    again = _again(file, asked, config, flags, lambda now: _warn(now, address, gave=gave))
     fatal = serve(config, sockets, first, again, told.file)
     if fatal is not None:
         raise click.ClickException(fatal)
 
 
-def _warn(config: Config, address: str) -> None:
-    """Say that anybody may ask, if so."""
+def _is_alone(address: str) -> bool:
+    """Whether no other machine reaches an address."""
     from ipaddress import ip_address  # noqa: PLC0415
 
+    return ip_address(address).is_loopback
+
+
+def _gave_keys(config: Config) -> bool:
+    """Whether keys were given in the store of a config: then one is needed."""
+    import asyncio  # noqa: PLC0415
+
+    from tropilla.store import StoreError, open_store  # noqa: PLC0415
+    from tropilla.store.places import place  # noqa: PLC0415
+
+    url = place(config.accounts.store)
+    if url is None:
+        return False
+
+    async def any_() -> bool:
+        store = await open_store(url, migrate=False)
+        try:
+            return bool(await store.read("SELECT id FROM keys LIMIT 1"))
+        finally:
+            await store.close()
+
+    try:
+        return asyncio.run(any_())
+    except (StoreError, OSError):
+        return False  # it is made, or told of, when the gateway opens it
+
+
+def _warn(config: Config, address: str, *, gave: bool) -> None:
+    """Say that anybody may ask, if so; not where keys were given in the store."""
     from tropilla import log  # noqa: PLC0415
 
-    if config.insecure or any(config.api_keys) or ip_address(address).is_loopback:
+    if config.insecure or gave or config.wants_key or _is_alone(address):
         return
     log.warning(
         "gateway.open",
@@ -219,7 +249,7 @@ def _again(
         except options.ConfigRefused as error:
             raise ConfigError(error.message) from None
         before, now = now, with_flags(told, **flags)
-        if any(before.api_keys) or before.insecure:
+        if before.wants_key or before.insecure:
             warn(now)
         news = _news(told, before, now)
         same = now.engine == asked.engine

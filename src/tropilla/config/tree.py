@@ -276,6 +276,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of the prompts of one request that wants their probabilities of a llama.cpp server."""
 
     @property
+    def wants_key(self) -> bool:
+        """Whether clients need a key, by what is said here: the store may have some too."""
+        accounts = self.accounts
+        return any(self.api_keys) or bool(accounts.keys) or accounts.admin_key is not None
+
+    @property
     def host(self) -> str:
         """The address to listen on."""
         return self.listen.rpartition(":")[0].strip("[]")
