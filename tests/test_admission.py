@@ -293,6 +293,21 @@ async def test_what_nobody_counts_is_not_for_who_is_counted(gateway: Serve, doub
     assert other.status == 200
 
 
+async def test_a_query_counts_as_often_as_it_is_read(gateway: Serve, double: Double) -> None:
+    tropilla = await gateway(double, accounts=budgeted(tokens=2000, per="total"))
+    body = {"query": "q" * 300, "documents": ["d"] * 10, "model": "m"}
+    refused = await tropilla.ask("POST", "/v1/rerank", body, MINE)
+    assert (refused.status, refused.error["code"]) == (429, "insufficient_quota")
+    assert double.requests == []
+    double.on("/v1/rerank", answers(
+        200, b'{"results":[{"index":0,"relevance_score":1}],"usage":{"prompt_tokens":90}}'
+    ))  # fmt: skip
+    body = body | {"documents": ["d"]}
+    assert (await tropilla.ask("POST", "/v1/rerank", body, MINE)).status == 200
+    meter: Any = tropilla.gateway._door.admission._meter
+    assert meter._tally("key/config:alice").spent("total")[0] == 90
+
+
 async def test_a_changed_limit_holds_from_the_next_request_on(
     gateway: Serve, double: Double
 ) -> None:

@@ -17,6 +17,7 @@ from tropilla.config import BudgetConfig, Config, LimitsConfig, PriceConfig
 from tropilla.ir import Audio, Chat, Completion, Image, Malformed, Problem, ProblemError, Request
 from tropilla.keys import Account
 from tropilla.limits import Amount, Hold, Meter, Refused, Scope, Standings, cap
+from tropilla.measures import Counted
 from tropilla.prices import Prices, billionths, cost
 from tropilla.record import Record
 
@@ -31,6 +32,8 @@ _BYTES = 4
 _AROUND = 512
 """Tokens that a template may add to a prompt."""
 _LONGEST_NAME = 200
+_MARKS = 8
+"""Tokens that a server adds to an input of its own."""
 _PER_MEDIUM = 4096
 """Tokens that a picture or a sound may be."""
 
@@ -62,6 +65,16 @@ def need_of(
     most = (size + _AROUND) * max(1, request.n) + media * _PER_MEDIUM
     counts = exact if request.n == 1 and choices == 1 else None
     return Need(likely, most, choices, request.max_tokens, context, counts)
+
+
+def need_of_inputs(counted: Iterable[Counted]) -> Need:
+    """What a request for numbers may take."""
+    most = sum(
+        ((len(one.input) if isinstance(one.input, list) else len(one.input.encode())) + _MARKS)
+        * one.times
+        for one in counted
+    )
+    return Need(most // _BYTES + 1, most)
 
 
 def _media(request: Request) -> int:

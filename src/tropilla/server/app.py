@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from tropilla import __version__, dialects, log, measured, measures, relay
-from tropilla.admission import Need, need_of
+from tropilla.admission import Need, need_of, need_of_inputs
 from tropilla.config import Config
 from tropilla.dialects import Dialect
 from tropilla.dialects._beside import Face, Known, Shown, Visit
@@ -340,7 +340,7 @@ class Gateway:
         request = measure.parse_request(body, action.path)
         model = request.model
         served = self._door.model(call, self._served_as(call, model))
-        await self._door.admit(call, served, lambda: Need(len(data) // 4 + 1, len(data)))
+        await self._door.admit(call, served, lambda: need_of_inputs(measure.counted(request)))
         await measured.measure(
             measure,
             msgspec.structs.replace(request, model=served),
