@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
 import pytest
@@ -356,7 +355,7 @@ async def test_a_stream_in_two_pieces_anywhere(
 async def test_a_line_without_an_end(
     tropilla: Served, double: Double, monkeypatch: pytest.MonkeyPatch, *, stream: bool
 ) -> None:
-    monkeypatch.setattr(exchange, "SseFramer", partial(SseFramer, 1_000_000))
+    monkeypatch.setattr(exchange, "framer", lambda _: SseFramer(1_000_000))
 
     async def endless(asked: Exchange) -> None:
         await asked.head()
