@@ -23,7 +23,11 @@ from tropilla.keys.rights import authorize, check_word
 from tropilla.store import Cell, Store, StoreError
 
 _COLUMNS = "id, name, digest, seal, tail, former, former_until, terms, created, rotated, revoked"
-_CHANGED = ("UPDATE changes SET number = number + 1 WHERE what = 'keys'", [()])
+_COUNT = """
+    INSERT INTO changes (what, number) VALUES ('keys', 1)
+    ON CONFLICT (what) DO UPDATE SET number = changes.number + 1
+"""
+_CHANGED = (_COUNT, [()])
 _SECRET_BYTES = 32
 _ID = "key_"
 MOST_GRACE = 30 * 86400.0
@@ -151,7 +155,7 @@ class Ring:
     async def number(self) -> int:
         """How often the keys have changed."""
         told = await self._store.read("SELECT number FROM changes WHERE what = 'keys'")
-        return int(told[0][0])
+        return int(told[0][0]) if told else 0
 
     async def all(self) -> list[Stored]:
         """Every key there ever was, the oldest first."""

@@ -20,4 +20,3 @@ CREATE TABLE changes (
     what TEXT PRIMARY KEY,
     number BIGINT NOT NULL
 );
-INSERT INTO changes (what, number) VALUES ('keys', 0);
