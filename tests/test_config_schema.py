@@ -23,6 +23,7 @@ from tropilla.config import (
     QueueConfig,
     ResponsesConfig,
     TimeoutsConfig,
+    TracesConfig,
     UpstreamConfig,
 )
 from tropilla.config.kinds import described, settings
@@ -208,6 +209,7 @@ INNER: dict[str, type[msgspec.Struct]] = {
     "failures": FailuresConfig,
     "price": PriceConfig,
     "accounts": AccountsConfig,
+    "traces": TracesConfig,
     "limits": LimitsConfig,
 }
 

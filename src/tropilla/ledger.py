@@ -87,6 +87,11 @@ class Ledger:
         """Whether there is no place for another row."""
         return self._spool.full
 
+    @property
+    def waiting(self) -> int:
+        """How many rows wait for the store to work again."""
+        return len(self._spool.rows)
+
     async def whole(self) -> None:
         """Wait until the store has all that was spooled before.
 

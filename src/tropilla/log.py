@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, TextIO, TypeAlias
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple, TextIO, TypeAlias
 
 import msgspec
 
@@ -68,9 +69,8 @@ class Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One event."""
-        when = time.gmtime(record.created)
         told: dict[str, Any] = {
-            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', when)}.{int(record.msecs):03d}Z",
+            "time": moment(record.created),
             "level": record.levelname.lower(),
             "event": getattr(record, "event", record.name),
             "message": "\n".join(_lines(record)),
@@ -78,12 +78,40 @@ class Json(logging.Formatter):
         told |= getattr(record, "fields", {})
         if lines := _traceback(self, record):
             told["traceback"] = lines
-        return _printable(msgspec.json.encode(told).decode())
+        return printable(msgspec.json.encode(told).decode())
+
+
+def moment(at: float) -> str:
+    """A time as the log tells it, in UTC."""
+    seconds, part = divmod(int(at * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{part:03d}Z"
+
+
+class Out(NamedTuple):
+    """Where the log goes, and how."""
+
+    stream: TextIO
+    form: Form
+
+    def write(self, lines: Sequence[str]) -> None:
+        """Write lines that are complete, in one piece; nobody may be there any more to read them.
+
+        It is for who has many of them: an event has a line of its own.
+        """
+        with suppress(OSError, ValueError):
+            self.stream.write("\n".join([*lines, ""]))
+            self.stream.flush()
+
+
+out: Out | None = None
+"""Where the log goes, once it has begun."""
 
 
 def begin(stream: TextIO, form: Form | None = None) -> None:
     """Write the log there from now on; without a form, a terminal shows words."""
+    global out  # noqa: PLW0603 - as there is one root of all loggers
     form = form or ("human" if stream.isatty() else "json")
+    out = Out(stream, form)
     handler = logging.StreamHandler(stream)
     handler.setFormatter(Human() if form == "human" else Json())
     logging.basicConfig(handlers=[handler], level=logging.INFO)
@@ -114,27 +142,27 @@ def _lines(record: logging.LogRecord) -> list[str]:
     """The words of an event: our own lines stay apart, what another library says is one."""
     if hasattr(record, "fields"):
         return record.getMessage().split("\n")
-    return [_printable(_short(record.getMessage()))]
+    return [printable(short(record.getMessage()))]
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
     if not record.exc_info:
         return []
     lines = formatter.formatException(record.exc_info).splitlines()
-    return [_printable(_short(line)) for line in lines[-MOST_LINES:]]
+    return [printable(short(line)) for line in lines[-MOST_LINES:]]
 
 
 def _cut(value: Field) -> Field:
     match value:
         case str():
-            return _short(value)
+            return short(value)
         case None | bool() | int() | float():
             return value
-    kept = [_short(one) for one in value[:MOST_LINES]]
+    kept = [short(one) for one in value[:MOST_LINES]]
     return kept if len(value) <= MOST_LINES else [*kept, "..."]
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """Not more of a text than anybody reads, and nothing that is no text: half of a pair."""
     text = text if len(text) <= MOST_TEXT else text[:MOST_TEXT] + "..."
     return text if text.isprintable() else text.encode("utf-8", "backslashreplace").decode()
@@ -144,15 +172,15 @@ def _words(value: Field) -> str:
     """A field as it stands among words; a list has a line for each."""
     match value:
         case str():
-            return _printable(value)
+            return printable(value)
         case None | bool() | int():
             return str(value)
         case float():
             return f"{value:g}"
-    return "".join(f"\n{_printable(one)}" for one in value)
+    return "".join(f"\n{printable(one)}" for one in value)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A text with everything escaped, as in JSON, that is no letter or sign to be seen."""
     if text.isprintable():
         return text

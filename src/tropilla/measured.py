@@ -66,7 +66,7 @@ async def measure(
     Raises:
         ProblemError: nothing has been sent, and nothing can be.
     """
-    record.model = request.model
+    record.model, record.operation = request.model, one.ABILITY
 
     async def work(lease: Lease) -> None:
         lease.tell(record)

@@ -10,22 +10,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from tropilla.ir import ChoiceEnded, Event, Failed, Finished, FinishReason, Problem, Usage
+from tropilla.trace import Trace
+
+Operation: TypeAlias = Literal["", "chat", "text_completion", "embeddings", "rerank"]
+"""What is wanted of a model, where that is known."""
+
+_LOOKED_AT = frozenset({
+    "/health", "/v1/health", "/health/live", "/health/ready", "/api/health", "/metrics",
+})  # fmt: skip
+"""Paths that machines ask all day long."""
+
+
+class Attempt(NamedTuple):
+    """An upstream that was asked; seconds as in the record."""
+
+    upstream: str
+    speaks: str
+    at: float
+    waited: float
+    """How long it was waited for a slot there."""
+    span: str
+    """What it was told as the span that asks it."""
 
 
 class Record:
     """One request. Seconds are `perf_counter`'s, and spans count from `began`."""
 
     __slots__ = (
-        "_books", "at", "attempts", "began", "cached", "cancelled", "choices", "dialect", "entered",
-        "estimated", "expected", "failed_over", "finish", "first", "id", "key", "metered", "method",
-        "model", "path", "problem", "prompt", "queued", "reasoning", "session", "status", "stream",
-        "took", "upstream", "written",
+        "_books", "admitted", "asked", "at", "attempts", "began", "cached", "cancelled", "choices",
+        "dialect", "entered", "estimated", "expected", "failed_over", "finish", "first", "id",
+        "key", "metered", "method", "model", "operation", "path", "problem", "prompt", "queued",
+        "reasoning", "session", "status", "stream", "took", "trace", "upstream", "written",
     )  # fmt: skip
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - a field each
         self, id_: str, method: str, path: str, began: float, books: Sequence[Book] = ()
     ) -> None:
         self._books = books
@@ -35,14 +56,21 @@ class Record:
         self.began = began
         self.method = method
         self.path = path
+        self.trace: Trace | None = None
+        """The trace that it belongs to, if its client or a book says so."""
         self.dialect = ""
         self.key = ""
         """Whose it is: a name for the key, which does not show it."""
         self.session = ""
         self.model: str | None = None
         """As the client named it, or as it is called here."""
+        self.operation: Operation = ""
         self.stream = False
         self.choices = 0
+        self.admitted: float | None = None
+        """Seconds until it might take what it needs."""
+        self.asked: list[Attempt] = []
+        """Who was asked, one after the other."""
         self.upstream = ""
         """Who answered, or was asked last."""
         self.attempts = 0
@@ -76,6 +104,19 @@ class Record:
         self.metered = False
         """Whether it may take something of an upstream: such a one has a row in the ledger."""
         self.entered = False
+
+    @property
+    def worth_a_line(self) -> bool:
+        """Whether anybody wants to read of it: not of a look at the health that found it good."""
+        return self.path not in _LOOKED_AT or not 0 < self.status < 400
+
+    def asks(self, upstream: str, speaks: str, waited: float, expected: float) -> None:
+        """Take that an upstream is asked, and have it hear of the trace."""
+        self.upstream, self.queued, self.expected = upstream, waited, expected
+        self.attempts += 1
+        span = "" if self.trace is None else self.trace.asks()
+        now = time.perf_counter() - self.began
+        self.asked.append(Attempt(upstream, speaks, now, waited, span))
 
     def used(self, usage: Usage) -> None:
         """Take what the answer took."""

@@ -91,6 +91,7 @@ async def generate(
             code="array_above_max_length",
         )
     record.model, record.stream, record.choices = request.model, request.stream, request.choices
+    record.operation = "chat" if isinstance(request.input, Chat) else "text_completion"
     ask = ask_of(request, origin, alone=len(fleet.upstreams) == 1)
     ticket = Ticket()
     joint = Joint(request, wanted=fleet.failover)

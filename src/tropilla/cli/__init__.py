@@ -10,7 +10,19 @@ import os
 import click
 
 from tropilla import __version__
-from tropilla.cli import chat, config, connect, db, doctor, herd, keys, models, serve, usage
+from tropilla.cli import (
+    chat,
+    config,
+    connect,
+    db,
+    doctor,
+    herd,
+    keys,
+    logs,
+    models,
+    serve,
+    usage,
+)
 from tropilla.cli.options import SETTINGS
 
 
@@ -34,4 +46,5 @@ main.add_command(keys.command)
 main.add_command(models.models)
 main.add_command(models.pull)
 main.add_command(usage.command)
+main.add_command(logs.command)
 main.add_command(db.command)

@@ -69,6 +69,20 @@ def streamed(url: str, api_key: str | None, path: str, body: Any) -> Iterator[An
                 yield msgspec.json.decode(line[6:])
 
 
+def lines(url: str, api_key: str | None, path: str) -> Iterator[bytes]:
+    """The lines that a running gateway tells, as they come.
+
+    Raises:
+        NoGateway: it does not answer, or not any more.
+        ClickException: it refuses.
+    """
+    with _opened(url, api_key, path, None) as answer:
+        try:
+            yield from answer
+        except (OSError, ValueError) as error:
+            raise _nobody(url, error) from None
+
+
 @contextmanager
 def _opened(url: str, api_key: str | None, path: str, body: bytes | None) -> Iterator[Any]:
     from urllib.error import HTTPError  # noqa: PLC0415

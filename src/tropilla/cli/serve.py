@@ -106,6 +106,10 @@ if TYPE_CHECKING:
     help="What happened, as sentences or as JSON, a line each; by itself JSON where nobody looks.",
 )  # fmt: skip
 @click.option(
+    "--log-requests/--no-log-requests", default=None,
+    help="A line of the log for every request; on by itself.",
+)  # fmt: skip
+@click.option(
     "--workers", type=click.IntRange(1, 256), metavar="N", show_default="1",
     help="Processes that serve, on the same address and from the same slots.",
 )  # fmt: skip
@@ -295,6 +299,7 @@ def with_flags(
     workers: int | None,
     ollama_port: int | None,
     store: str | None,
+    log_requests: bool | None,
     **classic: str | None,
 ) -> Config:
     """What the flags make of a config: they win, setting by setting.
@@ -338,12 +343,10 @@ def with_flags(
         over["allow_admin"] = allow_admin
     if insecure is not None:
         over["insecure"] = insecure
-    if drain is not None:
-        over["drain"] = drain
-    if workers is not None:
-        over["workers"] = workers
-    if ollama_port is not None:
-        over["ollama_port"] = ollama_port
+    plain = {
+        "drain": drain, "workers": workers, "ollama_port": ollama_port, "log_requests": log_requests
+    }  # fmt: skip
+    over |= {name: value for name, value in plain.items() if value is not None}
     if store is not None:
         over["accounts"] = msgspec.structs.replace(config.accounts, store=store)
     return msgspec.structs.replace(config, **over)

@@ -27,6 +27,7 @@ from tropilla.config.tree import (
     TeamConfig,
     TermsConfig,
     TimeoutsConfig,
+    TracesConfig,
     UpstreamConfig,
 )
 
@@ -48,6 +49,7 @@ __all__ = [
     "TeamConfig",
     "TermsConfig",
     "TimeoutsConfig",
+    "TracesConfig",
     "UpstreamConfig",
     "read_keys",
     "read_listen",

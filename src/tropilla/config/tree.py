@@ -231,6 +231,18 @@ class AccountsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What all keys of a team may do together."""
 
 
+class TracesConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Spans of every request, for OpenTelemetry. What is not said here the variables OTEL_* say."""
+
+    endpoint: Url | None = None
+    """Where they are sent as OTLP over HTTP, as http://HOST:4318/v1/traces. Without it, where
+    OTEL_EXPORTER_OTLP_ENDPOINT says; if that says nothing either, there are none."""
+    headers: dict[HeaderName, Secret] = {}
+    """Headers that are sent there."""
+    sample: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """The part of the requests of which there are spans, where their clients do not say it."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that `tropilla serve` needs to know."""
 
@@ -254,6 +266,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept of the Responses API."""
     accounts: AccountsConfig = AccountsConfig()
     """What is kept of who used what."""
+    traces: TracesConfig = TracesConfig()
+    """Spans of every request, for OpenTelemetry."""
+    log_requests: bool = True
+    """A line of the log for every request."""
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     """Processes that serve; one per core is enough, and one for some thousands of streams."""
     template: Template | None = None

@@ -11,19 +11,21 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from math import ceil
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 import msgspec
 
-from tropilla import __version__, dialects, log, measured, measures, relay
+from tropilla import __version__, dialects, log, measured, measures, relay, trace
 from tropilla.admission import Need, need_of, need_of_inputs
 from tropilla.config import Config
 from tropilla.dialects import Dialect
 from tropilla.dialects._beside import Face, Known, Shown, Visit
 from tropilla.ir import JsonObject, Malformed, Problem, ProblemError, ProblemKind, Request
+from tropilla.journal import Journal
 from tropilla.measures import Vectors
 from tropilla.record import Book, Record
-from tropilla.server import herd, models, responses
+from tropilla.server import health, herd, lines, models, responses
 from tropilla.server.accounts import Accounts
 from tropilla.server.bodies import json_object, media_in
 from tropilla.server.door import Door
@@ -45,6 +47,9 @@ from tropilla.server.routes import (
 )
 from tropilla.upstream.fleet import Fleet
 from tropilla.upstream.refusals import STOPS_SERVERS
+
+if TYPE_CHECKING:
+    from tropilla.spans import Spans
 
 STATUS: dict[ProblemKind, int] = {
     "malformed": 400,
@@ -78,6 +83,7 @@ _LARGE = 4 * 1024 * 1024
 _NATIVE = "llamacpp"
 _DEFAULT = "openai_chat"
 _DEFAULT_PATH = "/v1/chat/completions"
+TRACE, STATE = trace.PARENT.encode(), trace.STATE.encode()
 
 
 class Gateway:
@@ -89,16 +95,22 @@ class Gateway:
         fleet: Fleet,
         accounts: Accounts | None = None,
         part: tuple[int, int] = (0, 1),
+        spans: Spans | None = None,
     ) -> None:
         self._door = Door(config, fleet, accounts, part)
         # What counts decides how when it is loaded: alone, or with other processes.
         from tropilla.server import metrics  # noqa: PLC0415
 
         self._metrics = metrics.Told(fleet)
-        self.books: Sequence[Book] = (self._door.admission, self._metrics.book)
+        self.journal = Journal(on=config.log_requests)
+        """The lines of the log."""
+        self.books: Sequence[Book] = (self._door.admission, self._metrics.book, self.journal)
         """Who takes note of every request."""
         if accounts is not None:
             self.books = (*self.books, accounts.ledger)
+        self._spans = spans
+        if spans is not None:
+            self.books = (spans, *self.books)
         self._accounts = accounts
         self._config = config
         self._fleet = fleet
@@ -120,6 +132,7 @@ class Gateway:
     def reload(self, config: Config) -> None:
         """Serve as another config says, from the next request on."""
         self._config = config
+        self.journal.on = config.log_requests
         self._door.reload(config)
         self._fleet.reload(config)
 
@@ -133,6 +146,9 @@ class Gateway:
         self._responses.close()
         if self._accounts is not None:
             await self._accounts.close()
+        self.journal.close()
+        if self._spans is not None:
+            await self._spans.close()
 
     async def __call__(self, call: Call) -> None:
         """Answer one request."""
@@ -140,7 +156,11 @@ class Gateway:
         reply = call.reply
         record = Record(reply.request_id, call.method, call.path, reply.began, self.books)
         call.record = record
+        if TRACE in call.headers:
+            record.trace = trace.read(call.text(TRACE), call.text(STATE))
         record.begin()
+        if record.trace is not None:
+            record.trace.tell()
         self._open += 1
         self.idle.clear()
         try:
@@ -438,13 +458,28 @@ class Gateway:
         match action.name:
             case "health":
                 await self._health(reply)
+            case "live":
+                await reply.whole(200, b'{"status":"ok"}')
+            case "ready":
+                await self._ready(reply)
+            case "report":
+                told = await health.told(
+                    self._fleet, self._accounts, self._since, draining=self._draining
+                )
+                await reply.whole(200, msgspec.json.encode(told))
+            case "docs":
+                await self._docs(call, reply)
+            case "logs":
+                self.journal.write()
+                last = self.journal.last
+                await lines.tell(last, call.head.query, reply, lambda: self._draining)
             case "herd":
                 await reply.whole(200, msgspec.json.encode(herd.told(self._fleet)))
             case "route":
                 await self._route(call, reply)
             case "metrics":
-                told = await self._metrics.told()
-                await reply.whole(200, told, content_type=self._metrics.CONTENT_TYPE)
+                text = await self._metrics.told()
+                await reply.whole(200, text, content_type=self._metrics.CONTENT_TYPE)
             case "usage":
                 await self._usage(call, reply)
             case "models":
@@ -494,6 +529,22 @@ class Gateway:
         status = "loading" if loading else "unavailable"
         body = msgspec.json.encode({"status": status, "error": error})
         await reply.whole(503, body, {"retry-after": "1"})
+
+    async def _ready(self, reply: Reply) -> None:
+        reasons = health.why_not(self._fleet, self._accounts, draining=self._draining)
+        told: JsonObject = {"status": "unavailable" if reasons else "ok", "reasons": reasons}
+        if reasons:
+            told["error"] = {
+                "code": 503, "message": ", ".join(reasons), "type": "unavailable_error",
+            }  # fmt: skip
+        await reply.whole(503 if reasons else 200, msgspec.json.encode(told))
+
+    async def _docs(self, call: Call, reply: Reply) -> None:
+        from tropilla.server import docs  # noqa: PLC0415 - most never ask for it
+
+        models = list(self._fleet.serving()) if self._door.open else []
+        page = docs.page(call.text(b"host"), models)
+        await reply.whole(200, page, docs.HEADERS, docs.CONTENT_TYPE)
 
     async def _models(self, call: Call, reply: Reply) -> None:
         data = models.cards(self._door.serving(call), self._since)

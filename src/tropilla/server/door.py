@@ -93,6 +93,11 @@ class Door:
         if action is not None and not is_public(action):
             authorize(found, right_of(action))
 
+    @property
+    def open(self) -> bool:
+        """Whether anybody may ask, without a key."""
+        return not self._keys
+
     def serving(self, call: Call) -> Serving:
         """What this client may ask for, and who serves it."""
         serving, names = self._fleet.serving(), self.admission.names(call.account)
@@ -119,8 +124,12 @@ class Door:
         Raises:
             ProblemError: there is not so much.
         """
-        call.record.model = model
-        return await self.admission.admit(call.account, call.record, model, needs)
+        record = call.record
+        record.model = model
+        try:
+            return await self.admission.admit(call.account, record, model, needs)
+        finally:
+            record.admitted = time.perf_counter() - record.began
 
     def passed(self, call: Call, body: bytes, *, counted: bool) -> tuple[bytes, str | None]:
         """What of a request is passed on as it is, and the model that it is for.

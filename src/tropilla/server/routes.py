@@ -80,7 +80,10 @@ class Kept(Value, frozen=True, kw_only=True):
 class Own(Value, frozen=True, kw_only=True):
     """Answered by Tropilla itself."""
 
-    name: Literal["health", "models", "model", "openapi", "herd", "route", "usage", "metrics"]
+    name: Literal[
+        "health", "live", "ready", "report", "models", "model", "openapi", "docs", "herd", "route",
+        "usage", "metrics", "logs",
+    ]  # fmt: skip
     argument: str = ""
 
 
@@ -131,6 +134,8 @@ _SLOT = "/slots/"
 _MODELS = ("/v1/models/", "/models/")
 _RESPONSES = ("/v1/responses/", "/responses/")
 _KEYS = "/api/keys"
+_PUBLIC = frozenset({"health", "live", "ready", "docs"})
+"""What Tropilla tells anybody of itself: whether it works, and what every one of its kind does."""
 
 
 def table() -> dict[str, Methods]:
@@ -152,6 +157,11 @@ def table() -> dict[str, Methods]:
         add("GET", f"{prefix}/health", Own(name="health"))
         add("GET", f"{prefix}/models", Own(name="models"))
     add("GET", "/openapi.json", Own(name="openapi"))
+    add("GET", "/docs", Own(name="docs"))
+    add("GET", "/health/live", Own(name="live"))
+    add("GET", "/health/ready", Own(name="ready"))
+    add("GET", "/api/health", Own(name="report"))
+    add("GET", "/api/logs", Own(name="logs"))
     add("GET", "/api/herd", Own(name="herd"))
     add("POST", "/api/route", Own(name="route"))
     add("GET", "/api/usage", Own(name="usage"))
@@ -239,7 +249,7 @@ def right_of(action: Action) -> Right:
     match action:
         case Manage():
             return "give"
-        case Forward(admin=True) | Own(name="herd" | "route" | "metrics"):
+        case Forward(admin=True) | Own(name="herd" | "route" | "metrics" | "logs" | "report"):
             return "operate"
         case Own() | View():
             return "look"
@@ -249,7 +259,9 @@ def right_of(action: Action) -> Right:
 
 def is_public(action: Action | None) -> bool:
     """Whether it is answered without a key."""
-    return action.page.public if isinstance(action, View) else action == Own(name="health")
+    if isinstance(action, View):
+        return action.page.public
+    return isinstance(action, Own) and action.name in _PUBLIC
 
 
 class Router:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tropilla import log
 from tropilla.config import Config, ConfigError
+from tropilla.server import tracing
 from tropilla.server.accounts import Accounts
 from tropilla.server.app import Gateway
 from tropilla.server.http import Listener
@@ -201,7 +202,7 @@ def _check(old: Config, new: Config) -> None:
     Raises:
         ConfigError: something has.
     """
-    for name in ("listen", "ollama_port", "engine", "responses", "workers"):
+    for name in ("listen", "ollama_port", "engine", "responses", "workers", "traces"):
         if getattr(old, name) != getattr(new, name):
             raise ConfigError(f"{name} changes only with a restart.")
     for name in ("store", "spool", "max_spool", "keep_days", "secret"):
@@ -227,12 +228,13 @@ async def _serve(
         running.stop()
 
     try:
+        spans = tracing.spans(config.traces)
         accounts = await Accounts.open(config)
     except ConfigError as error:
         return str(error)
     fleet = Fleet(config, give_up, on_first, siblings)
     part = (0, 1) if siblings is None else (siblings.process, config.workers)
-    gateway = Gateway(config, fleet, accounts, part)
+    gateway = Gateway(config, fleet, accounts, part, spans)
     running = _Run(gateway, config, again)
     await fleet.start()
     # What is there now stays: looking through it again and again would find nothing. A request

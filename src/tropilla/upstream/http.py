@@ -22,6 +22,7 @@ import msgspec
 
 from tropilla.config import TimeoutsConfig
 from tropilla.ir import JsonObject
+from tropilla.trace import TOLD
 from tropilla.upstream import lean
 from tropilla.upstream.incoming import Incoming
 
@@ -130,6 +131,8 @@ class Link:
         # What cannot stand in the head of a request is quoted: nothing of it becomes another.
         if not (path.isascii() and path.isprintable()) or " " in path:
             path = quote(path, safe=_SENDABLE)
+        if (trace := TOLD.get()) is not None:
+            headers = trace if headers is None else {**headers, **trace}
         answer = await self._client.ask(method, path, body, headers, seconds)
         answer.hide = self.hide
         return answer

@@ -29,6 +29,7 @@ from urllib.parse import quote, urlsplit
 from aiohappyeyeballs import start_connection
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from tropilla import trace
 from tropilla.config import TimeoutsConfig
 from tropilla.ir import Malformed, Problem, ProblemError
 from tropilla.upstream import incoming
@@ -501,7 +502,7 @@ class Client:
     def _head(
         self, method: str, target: str, body: bytes | None, headers: Mapping[str, str] | None
     ) -> bytes:
-        """The head of a request."""
+        """The head of a request; one that is of a trace comes once, and is not kept."""
         key = (method, target, None if headers is None else tuple(headers.items()))
         head = self._heads.get(key)
         if head is None:
@@ -514,9 +515,10 @@ class Client:
                     raise Malformed(f"The header '{name}' cannot be sent: it has a line break.")
                 lines.append(f"{name}: {value}")
             head = "\r\n".join((*lines, "")).encode()
-            if len(self._heads) >= _MOST_HEADS:
-                self._heads.clear()
-            self._heads[key] = head
+            if headers is None or trace.PARENT not in headers:
+                if len(self._heads) >= _MOST_HEADS:
+                    self._heads.clear()
+                self._heads[key] = head
         if body is None and method in {"GET", "HEAD"}:
             return head + b"\r\n"
         return b"%bContent-Length: %d\r\n\r\n" % (head, len(body or b""))

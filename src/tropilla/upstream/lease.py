@@ -45,10 +45,9 @@ class Lease:
 
     def tell(self, record: Record) -> None:
         """Have it told who was asked, and how that came about."""
-        record.upstream = self.upstream.name
+        upstream = self.upstream
         record.model = record.model or self.name
-        record.attempts += 1
-        record.queued, record.expected = self.waited, self.expected
+        record.asks(upstream.name, upstream.traits.dialect, self.waited, self.expected)
 
     def headers(self) -> dict[str, str]:
         """What a client is told of it."""

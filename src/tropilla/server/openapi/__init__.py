@@ -87,6 +87,19 @@ _KEPT = {
 }
 _OWN = {
     "health": Shape("Whether this gateway can serve", None, "Health", None, ("503",)),
+    "live": Shape("Whether this process lives", None, "Health", None, ()),
+    "ready": Shape(
+        "Whether requests may be sent here, and why not", None, "Health", None, ("503",)
+    ),
+    "report": Shape(
+        "How the gateway is: upstreams, store, spool", None, "Report", None, ("401", "403", "500")
+    ),
+    "docs": Shape("What is served, as a page for people", refuses=()),
+    "logs": Shape(
+        "The last lines of the log, as lines of JSON; and, followed, what comes after them",
+        refuses=("400", "401", "403", "500"),
+        asked=("lines", "follow"),
+    ),
     "models": Shape("What is served", None, "Models", None, ("401", "403", "500")),
     "model": Shape("One model", None, "Model", None, ("401", "403", "404", "500")),
     "herd": Shape("The upstreams, and who waits", None, "Herd", None, ("401", "403", "500")),
