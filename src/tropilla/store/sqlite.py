@@ -1,7 +1,8 @@
 """Accounts in a file of SQLite.
 
 A thread writes and another one reads, so that a long question does not hold up the ledger. The
-file is in WAL mode and every commit reaches the disk. Several processes may use one file: the
+file is in WAL mode: what was committed is there after a crash of the process; a crash of the whole
+machine may take the last moments, and nothing else. Several processes may use one file: the
 SQLite that comes with apsw has not the fault by which two writers could spoil it (fixed in 3.51.3).
 """
 
@@ -145,5 +146,5 @@ def _connected(path: str) -> apsw.Connection:
     connection = apsw.Connection(path)
     connection.set_busy_timeout(_BUSY_MS)
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA synchronous = NORMAL")
     return connection
