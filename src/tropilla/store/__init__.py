@@ -2,8 +2,9 @@
 
 The same SQL runs on both: parameters are `$1`, `$2`, ... in the order in which they first stand,
 types are those that both know (TEXT, BIGINT, DOUBLE PRECISION), and an `INSERT` says what it does
-`ON CONFLICT`. What `write` has returned from is there after a crash of the process. The tables are made by numbered migrations, under a lock; a store that a newer Tropilla has
-changed is left alone.
+`ON CONFLICT`. What `write` has returned from is there after a crash of the process. The tables
+are made by numbered migrations, under a lock; a store that a newer Tropilla has changed is left
+alone.
 """
 
 from __future__ import annotations
