@@ -23,6 +23,7 @@ from tropilla.config import TINY_MODEL, Config, UpstreamConfig
 from tropilla.server.accounts import Accounts
 from tropilla.server.app import Gateway
 from tropilla.server.http import Listener
+from tropilla.server.sharing import Sharing
 from tropilla.upstream.engine import Engine, EngineOptions
 from tropilla.upstream.fleet import Fleet
 
@@ -245,7 +246,9 @@ async def served(config: Config, siblings: Siblings | None = None) -> AsyncItera
     sock = socket.create_server(("127.0.0.1", 0), backlog=128)
     fleet = Fleet(config, siblings=siblings)
     kept = config.accounts.store != "auto"
-    gateway = Gateway(config, fleet, await Accounts.open(config) if kept else None)
+    accounts = await Accounts.open(config) if kept else None
+    sharing = await Sharing.open(config, accounts)
+    gateway = Gateway(config, fleet, accounts, sharing.meter())
     checked = Checked(gateway)
     listener = Listener(checked)
     await fleet.start()
@@ -264,6 +267,7 @@ async def served(config: Config, siblings: Siblings | None = None) -> AsyncItera
         sock.close()
         await fleet.stop()
         await gateway.close()
+        await sharing.close()
     assert checked.wrong == []
 
 
@@ -338,6 +342,15 @@ def postgres() -> Iterator[databases.Postgres]:
     if databases.postgres_bin() is None:
         pytest.skip("PostgreSQL is not on this machine (Debian: apt-get install postgresql)")
     with databases.postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[databases.Valkey]:
+    """A real Valkey or Redis; a test that wants it is skipped where there is none."""
+    if databases.valkey_bin() is None:
+        pytest.skip("neither Valkey nor Redis is on this machine (Debian: apt-get install valkey)")
+    with databases.valkey() as server:
         yield server
 
 

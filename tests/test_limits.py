@@ -20,6 +20,7 @@ from tropilla.limits import (
     Rate,
     Refused,
     Scope,
+    Spent,
     Tally,
     cap,
     reserve,
@@ -300,7 +301,7 @@ async def test_the_parts_of_several_processes_are_the_whole(of: int) -> None:
     given_ = 0
     for part in range(of):
         meter = Memory(part=(part, of))
-        meter.spent("k", 5, 0, month=True, day=True)
+        meter.take([Spent("k", 5, 0, month=True, day=True)])
         while isinstance(await meter.reserve([mine], small), Hold):
             given_ += 1
     assert given_ * 2 <= 15
@@ -311,8 +312,12 @@ async def test_the_parts_of_several_processes_are_the_whole(of: int) -> None:
 @pytest.mark.anyio
 async def test_what_was_spent_before_counts_in_its_period() -> None:
     meter = Memory(wall=lambda: 86400.0 * 40)
-    meter.spent("k", 10, 0, month=False, day=False)
-    meter.spent("k", 20, 0, month=True, day=False)
-    meter.spent("k", 40, 0, month=True, day=True)
+    meter.take(
+        [
+            Spent("k", 10, 0, month=False, day=False),
+            Spent("k", 20, 0, month=True, day=False),
+            Spent("k", 40, 0, month=True, day=True),
+        ]
+    )
     tally = meter._tally("k")
     assert [tally.spent(one)[0] for one in ("total", "month", "day")] == [70, 60, 40]

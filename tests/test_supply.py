@@ -49,7 +49,8 @@ def test_it_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     assert len(names) == len(wheel.namelist()), "each once"
     metadata = {one for one in names if re.match(r"tropilla-[^/]+\.dist-info/", one)}
     assert {one.partition("/")[2] for one in metadata} == METADATA
-    code = [*SOURCE.glob("tropilla/**/*.py"), *SOURCE.glob("tropilla/store/migrations/*.sql")]
+    kinds = ("**/*.py", "store/migrations/*.sql", "valkey/*.lua")
+    code = [path for kind in kinds for path in (SOURCE / "tropilla").glob(kind)]
     found = {path.relative_to(SOURCE).as_posix() for path in code}
     assert names - metadata == found | EXPECTED
 

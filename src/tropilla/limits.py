@@ -115,6 +115,20 @@ class Standing(NamedTuple):
 Standings: TypeAlias = Mapping[Literal["requests", "tokens"], Standing]
 
 
+class Spent(NamedTuple):
+    """What a scope has used up before it is counted here."""
+
+    name: str
+    tokens: int
+    money: int
+    month: bool
+    """Whether that was in this month."""
+    day: bool
+
+
+Spending: TypeAlias = Sequence[Spent]
+
+
 class Meter(Protocol):
     """Where it is counted what was taken: in this process, or for many gateways at once.
 
@@ -304,10 +318,10 @@ def standings(pairs: Sequence[tuple[Scope, Tally]], now: float) -> Standings:
         limits = scope.limits
         if limits.requests is not None:
             found = _standing(tally.requests, limits.requests, now)
-            told["requests"] = _scarcer(told.get("requests"), found)
+            told["requests"] = scarcer(told.get("requests"), found)
         if limits.tokens is not None:
             found = _standing(tally.tokens, limits.tokens, now)
-            told["tokens"] = _scarcer(told.get("tokens"), found)
+            told["tokens"] = scarcer(told.get("tokens"), found)
     return told
 
 
@@ -315,5 +329,6 @@ def _standing(rate: Rate, limit: int, now: float) -> Standing:
     return Standing(limit, max(0, limit - rate.look(now)), rate.reset(now))
 
 
-def _scarcer(one: Standing | None, other: Standing) -> Standing:
+def scarcer(one: Standing | None, other: Standing) -> Standing:
+    """Of two limits the one that has less left."""
     return other if one is None or other.remaining < one.remaining else one

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _USER = "postgres"
+_SECONDS = 20.0
+"""How long a server may take to begin."""
 
 
 def postgres_bin() -> Path | None:
@@ -84,3 +89,76 @@ class Postgres:
         name = f"t{self._count}"
         self.run("createdb", f"--host={self._folder}", "--username=tropilla", name)
         return f"postgresql://tropilla@/{name}?host={self._folder}"
+
+
+@contextmanager
+def valkey() -> Iterator[Valkey]:
+    """A server that holds nothing."""
+    program = valkey_bin()
+    assert program is not None
+    with tempfile.TemporaryDirectory(prefix="tropilla-vk-") as folder:
+        server = Valkey(Path(folder), program)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+class Valkey:
+    """A server of Valkey, or of Redis, which keeps nothing on a disk."""
+
+    def __init__(self, folder: Path, program: str) -> None:
+        self._folder = folder
+        self._program = program
+        self._process: subprocess.Popen[bytes] | None = None
+        self._count = -1
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        path = self._folder / "socket"
+        path.unlink(missing_ok=True)
+        self._process = subprocess.Popen(
+            [
+                self._program, "--port", "0", "--unixsocket", str(path), "--save", "",
+                "--appendonly", "no", "--databases", "512", "--dir", str(self._folder),
+            ],
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        until = time.monotonic() + _SECONDS
+        while not _answers(path):
+            assert self._process.poll() is None, "it has ended"
+            assert time.monotonic() < until, "it does not answer"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End it at once; what it held is gone."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def pause(self) -> None:
+        """Have it do nothing, but keep its connections."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Have it go on where it was."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def database(self) -> str:
+        """The address of an empty database."""
+        self._count += 1
+        return f"unix://{self._folder}/socket?db={self._count}"
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(1.0)
+        try:
+            sock.connect(str(path))
+            sock.sendall(b"PING\r\n")
+            return sock.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False

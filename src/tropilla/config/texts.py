@@ -13,6 +13,7 @@ from tropilla.config.tree import ConfigError
 _USER = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)?.*@", re.DOTALL)
 _QUERY = re.compile(r"[?#].*", re.DOTALL)
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^:\s\[\]]+):([0-9]{1,5})")
+_SHARED = frozenset({"valkey", "valkeys", "redis", "rediss", "unix"})
 _LAST_PORT = 65535
 
 
@@ -73,6 +74,31 @@ def read_listen(text: str) -> str:
             "127.0.0.1:8081, or [::1]:8081; 0.0.0.0 listens everywhere."
         )
     return text.strip()
+
+
+def read_shared(text: str) -> str:
+    """Where gateways share what they count: `memory`, or the address of a Valkey or a Redis.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    url = text.strip()
+    if url == "memory":
+        return url
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in _SHARED and parts.port != 0
+        number = parts.path.strip("/")
+    except ValueError:
+        good, number = False, ""
+    if not good or any(c.isspace() for c in url):
+        raise ConfigError(
+            "is neither memory nor the address of a Valkey: write it as valkey://HOST:PORT, "
+            "valkeys://HOST:PORT for TLS, or unix:///PATH."
+        )
+    if parts.scheme != "unix" and number and not number.isdecimal():
+        raise ConfigError("names no database: what follows the port is a number.")
+    return url
 
 
 def read_moment(text: str) -> str:

@@ -27,6 +27,8 @@ Name: TypeAlias = Annotated[str, Meta(min_length=1)]
 Url: TypeAlias = Annotated[str, Meta(min_length=1, extra={"form": "url"})]
 # An address that may have a password in it, as that of an upstream.
 StoreUrl: TypeAlias = Annotated[str, Meta(min_length=1, extra={"form": "store"})]
+# That of a server that several gateways share.
+SharedUrl: TypeAlias = Annotated[str, Meta(min_length=1, extra={"form": "shared"})]
 Listen: TypeAlias = Annotated[str, Meta(min_length=1, extra={"form": "listen"})]
 # What is sent in a header has no control characters: a line break would begin another one.
 _PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
@@ -225,6 +227,9 @@ class AccountsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The key by which keys are given and taken over HTTP; it asks for nothing else."""
     secret: Secret | None = None
     """Under which the digests of the keys in the store are made; else a file beside the store."""
+    shared: SharedUrl = "memory"
+    """Where limits, slots and sessions are counted: valkey://HOST:PORT, for all gateways together;
+    `memory` is each one's own."""
     keys: dict[Name, KeyConfig] = {}
     """More keys, each by a name of its own and with what it may do."""
     teams: dict[Name, TeamConfig] = {}

@@ -20,6 +20,7 @@ from tropilla.limits import (
     Hold,
     Refused,
     Scope,
+    Spending,
     Standings,
     Tally,
     reserve,
@@ -48,11 +49,12 @@ class Memory:
         self._date = Date(-1, 0)
         self._tallies: dict[str, Tally] = {}
 
-    def spent(self, name: str, tokens: int, money: int, *, month: bool, day: bool) -> None:
-        """So much was spent by a scope, in this month and on this day or not."""
-        tally = self._tally(name)
-        tally.turn(self._today())
-        tally.add(self._own(tokens), self._own(money), month=month, day=day)
+    def take(self, spending: Spending) -> None:
+        """So much was spent before."""
+        for name, tokens, money, month, day in spending:
+            tally = self._tally(name)
+            tally.turn(self._today())
+            tally.add(self._own(tokens), self._own(money), month=month, day=day)
 
     async def reserve(self, scopes: Sequence[Scope], amount: Amount) -> Hold | Refused:
         """As `Meter` says."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, cast
+from typing import cast
 from urllib.parse import parse_qs
 
 from tropilla import log, usage
@@ -21,7 +21,7 @@ from tropilla.ir import JsonObject, Malformed, Problem, ProblemError
 from tropilla.keys import config_id
 from tropilla.keys.ring import Ring, Stored, open_ring
 from tropilla.ledger import Ledger
-from tropilla.meters.memory import Memory
+from tropilla.limits import Spending, Spent
 from tropilla.prices import Prices, cost
 from tropilla.record import Record
 from tropilla.spool import Spool
@@ -43,31 +43,17 @@ _FULL = Problem(
 )
 
 
-class Used(NamedTuple):
-    """What a key used in a time, in this month and on this day or not."""
-
-    key: str
-    tokens: int
-    money: int
-    month: bool
-    day: bool
-
-
-Spent: TypeAlias = Sequence[Used]
-
-
 class Accounts:
     """What is open of them."""
 
-    def __init__(
-        self, store: Store, ledger: Ledger, ring: Ring, spent: Spent, keep_seconds: float
-    ) -> None:
+    def __init__(self, config: Config, store: Store, ledger: Ledger, ring: Ring) -> None:
+        self.config = config
         self.store = store
         self.ledger = ledger
         self.ring = ring
         """The keys in the store."""
-        self.spent = spent
-        """What was used before this gateway began, by key."""
+        self.spent: Spending = ()
+        """What was spent by keys and teams, as it was read last."""
         self.stored: Sequence[Stored] = ()
         """The keys, as they were read last."""
         self.stale = False
@@ -76,7 +62,7 @@ class Accounts:
         """Is told whenever these two change."""
         self._number = -1
         self._watching: asyncio.Task[None] | None = None
-        self._keep_seconds = keep_seconds
+        self._keep_seconds = config.accounts.keep_days * _DAY
         self._pruning = asyncio.create_task(self._prune())
 
     @classmethod
@@ -114,22 +100,33 @@ class Accounts:
         ledger = Ledger(store, spool, cost=costs)
         try:
             await ledger.whole()
-            it = cls(store, ledger, ring, await _spent(store), told.keep_days * _DAY)
+            it = cls(config, store, ledger, ring)
             await it.look()
+            await it.spending()
         except StoreError as error:
             raise ConfigError(f"accounts: {error}") from None
         it._watching = asyncio.create_task(it._watch())
         return it
 
-    def tell_spent(self, meter: Memory, config: Config) -> None:
-        """Have a meter know what was used before it was there, by key and by team."""
+    async def spending(self) -> Spending:
+        """What was spent by keys and by teams: today, in the month before today, and before that.
+
+        While the ledger cannot be read, that is what was read last.
+        """
         teams = {one.id: one.terms.team for one in self.stored}
-        teams |= {config_id(name): key.team for name, key in config.accounts.keys.items()}
-        for key, tokens, money, month, day in self.spent:
-            if key in teams:
-                meter.spent(f"key/{key}", tokens, money, month=month, day=day)
-            if (team := teams.get(key)) is not None:
-                meter.spent(f"team/{team}", tokens, money, month=month, day=day)
+        teams |= {config_id(name): key.team for name, key in self.config.accounts.keys.items()}
+        found: list[Spent] = []
+        try:
+            for one in await _spent(self.store):
+                if one.name in teams:
+                    found.append(one._replace(name=f"key/{one.name}"))
+                if (team := teams.get(one.name)) is not None:
+                    found.append(one._replace(name=f"team/{team}"))
+        except StoreError as error:
+            log.error("ledger.failed", "The ledger cannot be read: {why}", why=str(error))
+        else:
+            self.spent = found
+        return self.spent
 
     async def look(self) -> None:
         """Read the keys again, if they have changed.
@@ -215,12 +212,12 @@ def _nobody() -> None:
     """Nobody wants to hear of it."""
 
 
-async def _spent(store: Store) -> Spent:
-    """What every key used, today, in the month before today, and before that."""
+async def _spent(store: Store) -> list[Spent]:
+    """What every key used in these times, by its id."""
     now = datetime.now(UTC)
     day = now.replace(hour=0, minute=0, second=0, microsecond=0)
     month = day.replace(day=1)
-    found: list[Used] = []
+    found: list[Spent] = []
     for since, until in ((None, month), (month, day), (day, None)):
         times = [None if one is None else one.timestamp() for one in (since, until)]
         if times[0] is not None and times[0] == times[1]:
@@ -228,7 +225,7 @@ async def _spent(store: Store) -> Spent:
         for row in await usage.sums(store, ["key"], since=times[0], until=times[1]):
             tokens = row["prompt"] + row["written"]
             month_too, day_too = since is not None, since is day
-            found.append(Used(row["key"], tokens, row["cost"], month_too, day_too))
+            found.append(Spent(row["key"], tokens, row["cost"], month_too, day_too))
     return found
 
 

@@ -23,7 +23,9 @@ from tropilla.dialects import Dialect
 from tropilla.dialects._beside import Face, Known, Shown, Visit
 from tropilla.ir import JsonObject, Malformed, Problem, ProblemError, ProblemKind, Request
 from tropilla.journal import Journal
+from tropilla.limits import Meter
 from tropilla.measures import Vectors
+from tropilla.meters.memory import Memory
 from tropilla.record import Book, Record
 from tropilla.server import health, herd, lines, models, responses
 from tropilla.server.accounts import Accounts
@@ -94,10 +96,10 @@ class Gateway:
         config: Config,
         fleet: Fleet,
         accounts: Accounts | None = None,
-        part: tuple[int, int] = (0, 1),
+        meter: Meter | None = None,
         spans: Spans | None = None,
     ) -> None:
-        self._door = Door(config, fleet, accounts, part)
+        self._door = Door(config, fleet, accounts, meter or Memory())
         # What counts decides how when it is loaded: alone, or with other processes.
         from tropilla.server import metrics  # noqa: PLC0415
 

@@ -15,7 +15,7 @@ from tropilla.ir import Malformed, Problem, ProblemError
 from tropilla.keys import Keys
 from tropilla.keys.rights import authorize
 from tropilla.keys.ring import known
-from tropilla.meters.memory import Memory
+from tropilla.limits import Meter
 from tropilla.server.accounts import Accounts
 from tropilla.server.bodies import json_object
 from tropilla.server.http import Call
@@ -41,14 +41,12 @@ _UNSEEN = Problem(
 
 
 class Door:
-    """The door of a gateway. `part` is which of how many processes this one is."""
+    """The door of a gateway; `meter` is where it is counted what is taken."""
 
     def __init__(
-        self, config: Config, fleet: Fleet, accounts: Accounts | None, part: tuple[int, int]
+        self, config: Config, fleet: Fleet, accounts: Accounts | None, meter: Meter
     ) -> None:
-        meter = Memory(part=part)
         if accounts is not None:
-            accounts.tell_spent(meter, config)
             accounts.changed = self._take_keys
         self._config = config
         self._fleet = fleet
@@ -60,6 +58,8 @@ class Door:
     def reload(self, config: Config) -> None:
         """Let in whom another config lets in."""
         self._config = config
+        if self._accounts is not None:
+            self._accounts.config = config
         self.admission.reload(config)
         self._take_keys()
 

@@ -18,6 +18,7 @@ from tropilla.server import tracing
 from tropilla.server.accounts import Accounts
 from tropilla.server.app import Gateway
 from tropilla.server.http import Listener
+from tropilla.server.sharing import Sharing
 from tropilla.upstream.fleet import Fleet
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def _check(old: Config, new: Config) -> None:
     for name in ("listen", "ollama_port", "engine", "responses", "workers", "traces"):
         if getattr(old, name) != getattr(new, name):
             raise ConfigError(f"{name} changes only with a restart.")
-    for name in ("store", "spool", "max_spool", "keep_days", "secret"):
+    for name in ("store", "spool", "max_spool", "keep_days", "secret", "shared"):
         if getattr(old.accounts, name) != getattr(new.accounts, name):
             raise ConfigError(f"accounts.{name} changes only with a restart.")
     if bool(old.models or old.upstreams) != bool(new.models or new.upstreams):
@@ -232,9 +233,15 @@ async def _serve(
         accounts = await Accounts.open(config)
     except ConfigError as error:
         return str(error)
+    try:
+        sharing = await Sharing.open(config, accounts)
+    except ConfigError as error:
+        if accounts is not None:
+            await accounts.close()
+        return str(error)
     fleet = Fleet(config, give_up, on_first, siblings)
     part = (0, 1) if siblings is None else (siblings.process, config.workers)
-    gateway = Gateway(config, fleet, accounts, part, spans)
+    gateway = Gateway(config, fleet, accounts, sharing.meter(part), spans)
     running = _Run(gateway, config, again)
     await fleet.start()
     # What is there now stays: looking through it again and again would find nothing. A request
@@ -252,6 +259,7 @@ async def _serve(
             watch.cancel()
         await fleet.stop()
         await gateway.close()
+        await sharing.close()
     return fatal[0] if fatal else None
 
 
