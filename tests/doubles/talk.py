@@ -26,7 +26,13 @@ class Talk:
         return head.split()[1], await self.reader.readexactly(int(length[1]) if length else 0)
 
     async def say(self, data: bytes) -> None:
-        """Write at once."""
+        """Write at once.
+
+        Raises:
+            ConnectionError: the other side is gone.
+        """
+        if self.writer.is_closing():
+            raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
 
