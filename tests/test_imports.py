@@ -81,4 +81,5 @@ def test_a_gateway_that_has_answered_has_loaded_what_it_needed() -> None:
     modules = set(errors.splitlines()[-1].split())
     assert "tropilla.server.http" in modules
     assert packages(modules) & HEAVY == set()
+    assert not [one for one in modules if one.startswith("tropilla.dashboard")]
     assert len(modules) < 450

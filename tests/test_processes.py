@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from conftest import CHAT, Served, Start, served
 from doubles.llama import llama
-from doubles.upstream import Double, told
+from doubles.upstream import Double, streams, told
 from test_cli import DEADLINE, ask, children, serving
 from tropilla.cli import main
 from tropilla.config import Config, ModelConfig, UpstreamConfig
@@ -95,6 +95,19 @@ async def test_a_slot_that_another_process_frees_wakes(
         await exchange.stream(*told("x"))
     assert (await later).status == 200
     assert [(await it).status for it in first] == [200, 200]
+
+
+async def test_what_one_process_holds_back_all_do(
+    pair: tuple[Served, Served], double: Double
+) -> None:
+    one, other = pair
+    one.fleet.hold_back(one.fleet.upstreams[0], held=True)
+    await other.has(lambda: other.fleet.upstreams[0].held_back)
+    assert [(await it.chat()).status for it in pair] == [503, 503]
+    other.fleet.hold_back(other.fleet.upstreams[0], held=False)
+    await one.has(lambda: not one.fleet.upstreams[0].held_back)
+    double.on(PATH, streams(*told("x")))
+    assert [(await it.chat()).status for it in pair] == [200, 200]
 
 
 async def test_what_others_hold_is_no_stranger(pair: tuple[Served, Served], double: Double) -> None:

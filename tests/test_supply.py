@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.util
 import io
 import re
@@ -49,10 +50,30 @@ def test_it_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     assert len(names) == len(wheel.namelist()), "each once"
     metadata = {one for one in names if re.match(r"tropilla-[^/]+\.dist-info/", one)}
     assert {one.partition("/")[2] for one in metadata} == METADATA
-    kinds = ("**/*.py", "store/migrations/*.sql", "valkey/*.lua")
+    kinds = (
+        "**/*.py", "store/migrations/*.sql", "valkey/*.lua", "dashboard/pages/*.html",
+        "dashboard/static/*.*",
+    )  # fmt: skip
     code = [path for kind in kinds for path in (SOURCE / "tropilla").glob(kind)]
     found = {path.relative_to(SOURCE).as_posix() for path in code}
     assert names - metadata == found | EXPECTED
+
+
+def test_what_others_wrote_for_browsers_is_what_it_says(wheel: zipfile.ZipFile) -> None:
+    # As npm has them; LICENSES.txt tells which, and under what.
+    expected = {
+        "htmx.min.js": "a0abb04f2f45a1f89d1d4844023245537e5e6014c87b144553e0607b4cc32130",
+        "uplot.min.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
+        "uplot.min.css": "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
+    }
+    place = "tropilla/dashboard/static/"
+    for name, digest in expected.items():
+        assert hashlib.sha256(wheel.read(place + name)).hexdigest() == digest
+    told = wheel.read(place + "LICENSES.txt").decode()
+    for words in ("htmx.org 4.0.1", "uPlot 1.6.32", "Zero-Clause BSD", "The MIT License"):
+        assert words in told
+    vendored = {one for one in wheel.namelist() if one.startswith(place) and ".min." in one}
+    assert vendored == {place + name for name in expected}
 
 
 def test_nothing_in_it_runs_by_itself(wheel: zipfile.ZipFile) -> None:

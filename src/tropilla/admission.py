@@ -198,6 +198,10 @@ class Admission:
             return {}
         return _headers(self._meter.look(scopes))
 
+    def levels(self, account: Account) -> Standings:
+        """How it stands with the limits of an account, the scarcest of each kind."""
+        return self._meter.look(self._of_account(account))
+
     async def admit(
         self,
         account: Account,

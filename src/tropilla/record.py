@@ -41,9 +41,10 @@ class Record:
 
     __slots__ = (
         "_books", "admitted", "asked", "at", "attempts", "began", "cached", "cancelled", "choices",
-        "dialect", "entered", "estimated", "expected", "failed_over", "finish", "first", "id",
+        "dialect", "entered", "estimated", "expected", "failed_over", "finish", "first", "headers", "id",
         "key", "metered", "method", "model", "operation", "path", "problem", "prompt", "queued",
-        "reasoning", "session", "status", "stream", "took", "trace", "upstream", "written",
+        "reasoning", "session", "status", "stream", "took", "trace", "upstream", "weighed",
+        "written",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0915 - a field each
@@ -73,6 +74,8 @@ class Record:
         """Who was asked, one after the other."""
         self.upstream = ""
         """Who answered, or was asked last."""
+        self.weighed: object = None
+        """What the pick saw when it chose, for whoever tells why (`herd.pool.Weighed`)."""
         self.attempts = 0
         """How many upstreams, or how often one, were asked."""
         self.failed_over = False
@@ -87,6 +90,8 @@ class Record:
         """Seconds until it was over; `None` while it is not."""
         self.status = 0
         """The status of the answer; 0 if the client left before there was one."""
+        self.headers: Sequence[tuple[str, str]] = ()
+        """Those of the answer that are not on every one."""
         self.problem: Problem | None = None
         """Why it was refused, or broke off."""
         self.finish: FinishReason | None = None
@@ -117,6 +122,11 @@ class Record:
         span = "" if self.trace is None else self.trace.asks()
         now = time.perf_counter() - self.began
         self.asked.append(Attempt(upstream, speaks, now, waited, span))
+
+    @property
+    def earlier(self) -> list[str]:
+        """Who was asked before, and failed it."""
+        return [one.upstream for one in self.asked[:-1]]
 
     def used(self, usage: Usage) -> None:
         """Take what the answer took."""

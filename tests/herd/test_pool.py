@@ -80,6 +80,26 @@ def test_rule_2_who_waits_for_it_alone_is_told() -> None:
     assert refused(pool.on_drain(0, 0.0)) == {2: "unavailable"}
 
 
+def test_rule_2_who_is_resumed_gets_what_waits() -> None:
+    pool = herd(seen(1), seen(1))
+    pool.on_request(1, ASK, 0.0)
+    pool.on_drain(1, 0.0)
+    pool.on_request(2, ASK, 0.0)
+    assert given_to(pool.on_resume(1, 1.0)) == {2: 1}
+
+
+def test_a_pick_can_be_told_again_however_things_are_later() -> None:
+    pool = herd(seen(1), seen(1), seen(1, "down"), seen(1, "ready", "x"))
+    pool.on_request(1, ASK, 0.0)
+    pool.on_request(2, ASK, 0.0)
+    told = pool.weighed(2)
+    pool.on_drain(1, 1.0)
+    verdicts = [one.verdict for one in told.reasons()]
+    assert verdicts == ["full", "free", "down", "other_model"]
+    assert [one.taken for one in told.reasons()] == [False, True, False, False]
+    assert [one.load for one in told.reasons()][:2] == [1.0, 0.0]
+
+
 def test_rule_3_a_slot_that_becomes_free_is_given_at_once() -> None:
     pool = herd(seen(1))
     assert given_to(pool.on_request(1, ASK, 0.0)) == {1: 0}

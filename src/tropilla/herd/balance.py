@@ -63,6 +63,8 @@ class Pick(Value, frozen=True, kw_only=True):
 
     index: int | None = None
     otherwise: Otherwise = "unavailable"
+    among: Sequence[tuple[int, Candidate]] = ()
+    """Who was weighed, by their numbers, where somebody was taken."""
 
 
 _UNKNOWN_ROOM = 4

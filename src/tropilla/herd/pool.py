@@ -10,10 +10,10 @@ Whoever drives it does every effect, in order, before the next event.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -149,6 +149,31 @@ class Reason(Value, frozen=True, kw_only=True):
     taken: bool
 
 
+class Weighed(NamedTuple):
+    """What the pick saw when it chose: snapshots, which can be judged again at any time."""
+
+    model: str | None
+    needs: tuple[Ability, ...]
+    size: int
+    """Of the prompt, in blocks."""
+    taken: int | None
+    among: Sequence[tuple[int, Candidate]]
+
+    def reasons(self) -> list[Reason]:
+        """What speaks for each upstream, and what against it."""
+        return [
+            Reason(
+                upstream=upstream,
+                verdict=judge(one, self.model, self.needs),
+                score=score(one, self.size),
+                cached=one.cached,
+                load=one.load,
+                taken=upstream == self.taken,
+            )
+            for upstream, one in self.among
+        ]
+
+
 class Rules(Value, frozen=True, kw_only=True):
     """The numbers of the rules."""
 
@@ -209,6 +234,7 @@ class _Held(msgspec.Struct, frozen=True):
     member: _Member
     expected: float
     life: int
+    among: Sequence[tuple[int, Candidate]]
 
 
 class Pool:
@@ -244,6 +270,11 @@ class Pool:
     def on_drain(self, upstream: int, now: float) -> list[Effect]:
         """An upstream gets nothing new from now on (rule 2)."""
         self._members[upstream].draining = True
+        return self._settle(now)
+
+    def on_resume(self, upstream: int, now: float) -> list[Effect]:
+        """An upstream that was drained gets something again."""
+        self._members[upstream].draining = False
         return self._settle(now)
 
     def on_leave(self, upstream: int, now: float) -> list[Effect]:
@@ -304,7 +335,7 @@ class Pool:
     def _ask(self, request: int, ask: Ask, now: float) -> list[Effect]:
         choice = self._pick(ask, now)
         if choice.index is not None:
-            return [self._assign(request, ask, choice.index, now, now)]
+            return [self._assign(request, ask, choice, choice.index, now, now)]
         why = choice.otherwise
         if why == "queue" or why == "wait":  # noqa: PLR1714 - mypy narrows by these
             if ask.hurries and why == "wait":
@@ -431,18 +462,14 @@ class Pool:
 
     def explain(self, ask: Ask, now: float) -> list[Reason]:
         """What the pick thinks of each upstream, and whom it would take."""
-        taken = self._pick(ask, now).index
-        return [
-            Reason(
-                upstream=upstream,
-                verdict=judge(one, ask.model, ask.needs),
-                score=score(one, len(ask.chain)),
-                cached=one.cached,
-                load=one.load,
-                taken=upstream == taken,
-            )
-            for upstream, one in self._candidates(ask, now)
-        ]
+        taken, among = self._pick(ask, now).index, list(self._candidates(ask, now))
+        return Weighed(ask.model, ask.needs, len(ask.chain), taken, among).reasons()
+
+    def weighed(self, request: int) -> Weighed:
+        """What the pick saw when it gave a request the slot that it has."""
+        held = self._held[request]
+        ask = held.ask
+        return Weighed(ask.model, ask.needs, len(ask.chain), held.upstream, held.among)
 
     def candidate(self, upstream: int, now: float) -> Candidate:
         """An upstream as the pick sees it, for any model."""
@@ -507,9 +534,13 @@ class Pool:
         avoid = [at for at, (upstream, _) in enumerate(found) if upstream in ask.avoid]
         candidates = [one for _, one in found]
         choice = pick(candidates, ask.model, avoid, ask.needs, len(ask.chain))
-        return choice if choice.index is None else Pick(index=found[choice.index][0])
+        if choice.index is None:
+            return choice
+        return Pick(index=found[choice.index][0], among=found)
 
-    def _assign(self, request: int, ask: Ask, upstream: int, since: float, now: float) -> Assign:
+    def _assign(
+        self, request: int, ask: Ask, choice: Pick, upstream: int, since: float, now: float
+    ) -> Assign:
         member = self._members[upstream]
         member.held += ask.slots > 0
         member.wide += ask.slots
@@ -519,7 +550,7 @@ class Pool:
         self._turn += 1
         self._turns[ask.key] = self._turn
         expected = self._expect(upstream, ask)
-        self._held[request] = _Held(ask, upstream, member, expected, member.deaths)
+        self._held[request] = _Held(ask, upstream, member, expected, member.deaths, choice.among)
         self.affinity.saw(upstream, ask.seen())
         return Assign(request=request, upstream=upstream, waited=now - since, expected=expected)
 
@@ -603,7 +634,7 @@ class Pool:
         self, request: int, entry: _Waiting, choice: Pick, now: float
     ) -> Assign | Reject | None:
         if choice.index is not None:
-            return self._assign(request, entry.ask, choice.index, entry.since, now)
+            return self._assign(request, entry.ask, choice, choice.index, entry.since, now)
         why = choice.otherwise
         if why == "queue":
             if not entry.ask.hurries:

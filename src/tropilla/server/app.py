@@ -40,6 +40,7 @@ from tropilla.server.routes import (
     Forward,
     Generate,
     Kept,
+    Look,
     Manage,
     Measure,
     Methods,
@@ -47,6 +48,7 @@ from tropilla.server.routes import (
     Router,
     View,
 )
+from tropilla.server.ui import Ui
 from tropilla.upstream.fleet import Fleet
 from tropilla.upstream.refusals import STOPS_SERVERS
 
@@ -106,7 +108,10 @@ class Gateway:
         self._metrics = metrics.Told(fleet)
         self.journal = Journal(on=config.log_requests)
         """The lines of the log."""
-        self.books: Sequence[Book] = (self._door.admission, self._metrics.book, self.journal)
+        self._ui = Ui(config, fleet, accounts, self._door)
+        self.books: Sequence[Book] = (
+            self._door.admission, self._metrics.book, self.journal, self._ui.activity,
+        )  # fmt: skip
         """Who takes note of every request."""
         if accounts is not None:
             self.books = (*self.books, accounts.ledger)
@@ -136,6 +141,7 @@ class Gateway:
         self._config = config
         self.journal.on = config.log_requests
         self._door.reload(config)
+        self._ui.reload(config)
         self._fleet.reload(config)
 
     def drain(self) -> None:
@@ -187,7 +193,7 @@ class Gateway:
             )
             await self._refuse(call, problem)
         finally:
-            record.status = reply.status
+            record.status, record.headers = reply.status, reply.told
             try:
                 record.end()
             except Exception:  # noqa: BLE001 - it is told, and the next request is served
@@ -238,7 +244,7 @@ class Gateway:
                 await self._kept(call, action, reply)
             case View():
                 await self._view(call, action, reply)
-            case Own():
+            case Own() | Look():
                 await self._own(call, action, reply)
             case Manage():
                 await self._manage(call, action, reply)
@@ -456,7 +462,10 @@ class Gateway:
 
     # What Tropilla answers itself.
 
-    async def _own(self, call: Call, action: Own, reply: Reply) -> None:
+    async def _own(self, call: Call, action: Own | Look, reply: Reply) -> None:
+        if isinstance(action, Look):
+            await self._ui.answer(call, action.place)
+            return
         match action.name:
             case "health":
                 await self._health(reply)

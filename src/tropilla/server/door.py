@@ -12,7 +12,7 @@ import msgspec
 from tropilla.admission import Admission, Need, unknown
 from tropilla.config import Config
 from tropilla.ir import Malformed, Problem, ProblemError
-from tropilla.keys import Keys
+from tropilla.keys import Account, Keys
 from tropilla.keys.rights import authorize
 from tropilla.keys.ring import known
 from tropilla.limits import Meter
@@ -93,9 +93,15 @@ class Door:
         if action is not None and not is_public(action):
             authorize(found, right_of(action))
 
+    def who(self, key: str) -> Account | None:
+        """Whose key this is, if it is one that is still good."""
+        told = key.encode("utf-8", "replace")
+        found = self._keys.find({b"x-api-key": told}, time.time()) if self._keys else None
+        return None if found is not None and found.stored and self._keys.stale else found
+
     @property
     def open(self) -> bool:
-        """Whether anybody may ask, without a key."""
+        """Whether anybody may ask: there is no key, and never was one."""
         return not self._keys
 
     def serving(self, call: Call) -> Serving:

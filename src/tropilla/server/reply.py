@@ -6,7 +6,7 @@ What is written before the loop turns goes out in one piece, the head with the f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Protocol
 
@@ -46,7 +46,13 @@ class Connection(Protocol):
 
 
 def head(
-    status: int, content_type: str, date: bytes, spent: float, more: Iterable[tuple[str, str]]
+    status: int,
+    content_type: str,
+    date: bytes,
+    spent: float,
+    more: Iterable[tuple[str, str]],
+    *,
+    shared: bool = True,
 ) -> bytes:
     """The head of an answer, but for its framing and its end; `spent` is in seconds.
 
@@ -57,7 +63,7 @@ def head(
         _LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status,
         f"content-type: {_one_line(content_type)}\r\n".encode("latin-1", "replace"),
         b"date: %b\r\nopenai-processing-ms: %d\r\n" % (date, round(spent * 1000)),
-        _EVERY,
+        _EVERY if shared else b"",
     ]
     lines += [
         f"{name}: {_one_line(value)}\r\n".encode("latin-1", "replace") for name, value in more
@@ -91,6 +97,10 @@ class Reply:
         """Whether the head said that the connection stays."""
         self.more: Callable[[], Mapping[str, str]] = dict
         """Headers of this answer, whatever it is, as they are when its head is sent."""
+        self.shared = True
+        """Whether pages of any origin may read it."""
+        self.told: Sequence[tuple[str, str]] = ()
+        """Its headers, but for those that every one has, once its head is sent."""
 
     async def start(
         self, status: int, content_type: str, headers: Mapping[str, str], first: bytes = b""
@@ -120,8 +130,8 @@ class Reply:
         elif self._old:
             framing += b"connection: keep-alive\r\n"
         spent = time.perf_counter() - self.began
-        more = (*headers.items(), *self.more().items())
-        told = head(status, content_type, self._to.date, spent, more)
+        more = self.told = (*headers.items(), *self.more().items())
+        told = head(status, content_type, self._to.date, spent, more, shared=self.shared)
         id_ = self.request_id.encode()
         return b"%bx-request-id: %b\r\nrequest-id: %b\r\n%b\r\n" % (told, id_, id_, framing)
 

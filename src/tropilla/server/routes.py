@@ -94,7 +94,14 @@ class Manage(Value, frozen=True, kw_only=True):
     which: str = ""
 
 
-Action: TypeAlias = Generate | Measure | Forward | Count | Kept | View | Own | Manage
+class Look(Value, frozen=True, kw_only=True):
+    """A page of the dashboard is wanted, or something that it does: it lets people in itself."""
+
+    place: str
+    """What follows `/ui` in the path, as it was sent."""
+
+
+Action: TypeAlias = Generate | Measure | Forward | Count | Kept | View | Own | Manage | Look
 Methods: TypeAlias = dict[str, Action]
 
 # The read and inference routes of a llama-server that Tropilla has no dialect for (yet).
@@ -136,6 +143,8 @@ _RESPONSES = ("/v1/responses/", "/responses/")
 _KEYS = "/api/keys"
 _PUBLIC = frozenset({"health", "live", "ready", "docs"})
 """What Tropilla tells anybody of itself: whether it works, and what every one of its kind does."""
+_UI = "/ui"
+"""Its pages are for people: the document does not tell of them."""
 
 
 def table() -> dict[str, Methods]:
@@ -249,7 +258,9 @@ def right_of(action: Action) -> Right:
     match action:
         case Manage():
             return "give"
-        case Forward(admin=True) | Own(name="herd" | "route" | "metrics" | "logs" | "report"):
+        case Forward(admin=True) | Look():
+            return "operate"
+        case Own(name="herd" | "route" | "metrics" | "logs" | "report"):
             return "operate"
         case Own() | View():
             return "look"
@@ -261,7 +272,7 @@ def is_public(action: Action | None) -> bool:
     """Whether it is answered without a key."""
     if isinstance(action, View):
         return action.page.public
-    return isinstance(action, Own) and action.name in _PUBLIC
+    return isinstance(action, Look) or (isinstance(action, Own) and action.name in _PUBLIC)
 
 
 class Router:
@@ -294,6 +305,9 @@ class Router:
         if path.startswith(f"{_KEYS}/"):
             which, slash, rest = path.removeprefix(f"{_KEYS}/").partition("/")
             return _managed(unquote(which)).get(slash + rest)
+        if path == _UI or path.startswith(f"{_UI}/"):
+            looked = Look(place=path.removeprefix(_UI))
+            return {"GET": looked, "POST": looked}
         if path.startswith(_SLOT) and path.removeprefix(_SLOT).isdecimal():
             return {"POST": Forward(path=path, admin=True)}
         return _page(self._pages, path)

@@ -143,6 +143,34 @@ class Fleet:
         """Take nobody new, and let nobody wait."""
         self._tell_pool(self.pool.on_end)
 
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which process of the gateway this one is, and of how many."""
+        siblings = self._siblings
+        return (0, 1) if siblings is None else (siblings.process, siblings.processes)
+
+    def hold_back(self, upstream: Upstream, *, held: bool) -> None:
+        """Give an upstream nothing new until it is let on again; what it has goes on.
+
+        All processes of the gateway do so, within the time of a tick.
+        """
+        if self._siblings is not None:
+            with self._siblings.locked():
+                self._siblings.hold_back(upstream.column, held=held)
+        self._hold_back(upstream, held=held)
+
+    def _hold_back(self, upstream: Upstream, *, held: bool) -> None:
+        if held == upstream.held_back or upstream.leaves:
+            return
+        upstream.held_back = held
+        event = self.pool.on_drain if held else self.pool.on_resume
+        self._tell_pool(event, upstream.number, self._now())
+        text = "{upstream} gets nothing new: somebody holds it back."
+        if not held:
+            text = "{upstream} gets requests again: nobody holds it back."
+        name = "upstream.held_back" if held else "upstream.let_on"
+        log.info(name, text, upstream=upstream.name)
+
     async def stop(self) -> None:
         """End everything that was started."""
         self._tell_pool(self.pool.on_end)
@@ -212,6 +240,8 @@ class Fleet:
             await asyncio.sleep(_TICK_SECONDS)
             self._tell_pool(self.pool.on_tick, self._now())
             for upstream in self.upstreams:
+                if self._siblings is not None:
+                    self._hold_back(upstream, held=self._siblings.held_back(upstream.column))
                 for one in upstream.silent(monotonic()):
                     text = "{upstream} is dead: three signs of life did not come."
                     log.warning("upstream.dead", text, upstream=upstream.name)
@@ -434,7 +464,7 @@ class Fleet:
             upstream = self._numbered[assigned.upstream]
             upstream.leases += 1
             upstream.left.clear()
-            lease = Lease(upstream, ask.model, assigned)
+            lease = Lease(upstream, ask.model, assigned, self.pool.weighed(request))
             yield lease
         finally:
             del self._asked[request]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tropilla.herd.pool import Ask, Assign, Blame
+from tropilla.herd.pool import Ask, Assign, Blame, Weighed
 from tropilla.ir import Problem, ProblemError, ProblemKind
 from tropilla.record import Record
 from tropilla.upstream.member import Offer, Upstream
@@ -18,10 +18,12 @@ class Lease:
 
     __slots__ = (
         "blame", "cached", "expected", "name", "problem", "served", "template", "there",
-        "upstream", "waited",
+        "upstream", "waited", "weighed",
     )  # fmt: skip
 
-    def __init__(self, upstream: Upstream, model: str | None, assigned: Assign) -> None:
+    def __init__(
+        self, upstream: Upstream, model: str | None, assigned: Assign, weighed: Weighed
+    ) -> None:
         offers = upstream.offers
         self.upstream = upstream
         self.name = next(iter(offers), "") if model is None else model
@@ -34,6 +36,8 @@ class Lease:
         """Seconds in the queue."""
         self.expected = assigned.expected
         """The part of the prompt that is expected in its cache."""
+        self.weighed = weighed
+        """What the pick saw."""
         self.problem: Problem | None = None
         """Why the answer broke off, after some of it was told."""
         self.blame: Blame | None = None
@@ -46,6 +50,7 @@ class Lease:
     def tell(self, record: Record) -> None:
         """Have it told who was asked, and how that came about."""
         upstream = self.upstream
+        record.weighed = self.weighed
         record.model = record.model or self.name
         record.asks(upstream.name, upstream.traits.dialect, self.waited, self.expected)
 

@@ -65,6 +65,8 @@ class Upstream:
         """What makes it another server than the next, in the config."""
         self.leaves = False
         """Whether the config names it no more."""
+        self.held_back = False
+        """Whether somebody has said that it gets nothing new."""
         self.link = link
         self.name = name
         self.dialect = dialect

@@ -1,9 +1,10 @@
 """What the processes of one gateway know of each other: who holds how many slots of which upstream.
 
 Each process has the whole herd, and a row in memory that all of them share: what it holds of each
-upstream. It decides with that memory locked, so that a slot is never given twice; a process that
-dies lets go of the lock, and whoever starts it again of its row. Who frees a slot wakes those who
-wait elsewhere, and who gives an upstream a prompt tells the others what it has read.
+upstream. One more row is everybody's: which upstreams get nothing new, because somebody said so. A
+process decides with that memory locked, so that a slot is never given twice; one that dies lets go
+of the lock, and whoever starts it again of its row. Who frees a slot wakes those who wait
+elsewhere, and who gives an upstream a prompt tells the others what it has read.
 
 Nothing here waits for another process, but for the lock, which is held for microseconds.
 """
@@ -36,7 +37,7 @@ class Shared:
     def __init__(self, processes: int) -> None:
         self.processes = processes
         columns = MOST_UPSTREAMS * _DIGEST
-        rows = processes * (MOST_UPSTREAMS + 1) * _CELL.size
+        rows = (processes + 1) * (MOST_UPSTREAMS + 1) * _CELL.size
         self.memory = mmap.mmap(-1, columns + rows)
         self.lock = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the process lives
         self.ways = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(processes)]
@@ -76,7 +77,7 @@ class Siblings:
     def __init__(self, shared: Shared, process: int) -> None:
         self._shared = shared
         self._memory = shared.memory
-        self.process = process
+        self.process, self.processes = process, shared.processes
         self.locked = shared.locked
         self._told: dict[int, int] = {}
 
@@ -115,6 +116,15 @@ class Siblings:
             self._told[column] = slots
             _CELL.pack_into(self._memory, self._cell(self.process, column), slots)
         return slots < before
+
+    def hold_back(self, column: int, *, held: bool) -> None:
+        """Say to all whether an upstream gets nothing new; call it while locked."""
+        _CELL.pack_into(self._memory, self._cell(self._shared.processes, column), held)
+
+    def held_back(self, column: int) -> bool:
+        """Whether somebody has said that an upstream gets nothing new."""
+        cell = self._cell(self._shared.processes, column)
+        return bool(_CELL.unpack_from(self._memory, cell)[0])
 
     def wait(self, waiting: int) -> None:
         """Say how many wait here."""

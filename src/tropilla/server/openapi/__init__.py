@@ -21,6 +21,7 @@ from tropilla.server.routes import (
     Forward,
     Generate,
     Kept,
+    Look,
     Manage,
     Measure,
     Own,
@@ -251,6 +252,8 @@ def operation(action: Action, method: str, path: str) -> JsonObject:
             return _operation(_MANAGE[what], _OURS)
         case Forward():
             return _forwarded(action, method)
+        case Look():
+            raise LookupError(path)  # pages for people, of which the document does not tell
 
 
 def _shape(action: Generate, path: str) -> Shape:
