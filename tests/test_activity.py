@@ -62,7 +62,10 @@ def test_sums_are_those_of_the_last_seconds() -> None:
     over(book, record("a", key="k", upstream="u", prompt=10, cached=4, written=5, first=0.5))
     over(book, record("b", key="k", status=429, problem=limited))
     over(book, record("c", key="l", upstream="u", status=502, problem=failed, prompt=10))
-    over(book, record("d", key="l", upstream="u", cancelled=True, earlier=("v",)))
+    last = record("d", key="l", cancelled=True)
+    for name in ("v", "u"):
+        last.asks(name, "llamacpp", 0.0, 0.0)
+    over(book, last)
     keys, upstreams = book.lately(60)
     assert (keys["k"].requests, keys["k"].limited, keys["k"].errors) == (2, 1, 0)
     assert (keys["l"].requests, keys["l"].errors, keys["l"].cancelled) == (2, 1, 1)

@@ -20,6 +20,7 @@ Operation: TypeAlias = Literal["", "chat", "text_completion", "embeddings", "rer
 
 _LOOKED_AT = frozenset({
     "/health", "/v1/health", "/health/live", "/health/ready", "/api/health", "/metrics",
+    "/ui/herd/live", "/ui/activity/live",
 })  # fmt: skip
 """Paths that machines ask all day long."""
 
@@ -41,10 +42,10 @@ class Record:
 
     __slots__ = (
         "_books", "admitted", "asked", "at", "attempts", "began", "cached", "cancelled", "choices",
-        "dialect", "entered", "estimated", "expected", "failed_over", "finish", "first", "headers", "id",
-        "key", "metered", "method", "model", "operation", "path", "problem", "prompt", "queued",
-        "reasoning", "session", "status", "stream", "took", "trace", "upstream", "weighed",
-        "written",
+        "dialect", "entered", "estimated", "expected", "failed_over", "finish", "first", "headers",
+        "id", "key", "metered", "method", "model", "operation", "path", "problem", "prompt",
+        "queued", "reasoning", "session", "status", "stream", "took", "trace", "upstream",
+        "weighed", "written",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0915 - a field each
