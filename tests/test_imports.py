@@ -35,6 +35,7 @@ COMMANDS = (
     "doctor",
     "herd",
     "keys",
+    "logs",
     "models",
     "options",
     "serve",
