@@ -20,7 +20,11 @@ from tropilla.cli import main
 from tropilla.failover import Joint
 from tropilla.herd.pool import Pool, Rules
 from tropilla.ir import Event, Failed
+from tropilla.ledger import Ledger
+from tropilla.record import Record
 from tropilla.server.http import Connection
+from tropilla.store import Statement
+from tropilla.store.sqlite import Sqlite
 from tropilla.upstream import fleet
 from tropilla.upstream.fleet import Fleet
 from tropilla.upstream.member import Upstream
@@ -118,6 +122,29 @@ def hangup() -> None:
     put(Connection, "connection_lost", connection_lost)
 
 
+def commit() -> None:
+    """Nobody waits until a row is written."""
+
+    async def enter(self: Ledger, record: Record) -> None:
+        if record.metered and record.problem is None:
+            self._rows.append(self._row(record))
+            asyncio.get_running_loop().call_later(0.05, self._write_soon)
+
+    put(Ledger, "enter", enter)
+
+
+def sums() -> None:
+    """The sums are written by themselves, after the rows."""
+    write = Sqlite.write
+
+    async def apart(self: Sqlite, *statements: Statement) -> list[int]:
+        changed = await write(self, *statements[:1])
+        await asyncio.sleep(0.01)
+        return changed + await write(self, *statements[1:])
+
+    put(Sqlite, "write", apart)
+
+
 SWITCHES: dict[str, Callable[[], None]] = {
     one.__name__: one
     for one in (
@@ -134,6 +161,8 @@ SWITCHES: dict[str, Callable[[], None]] = {
         release,
         forgetting,
         hangup,
+        commit,
+        sums,
     )
 }
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from faults.accounts import accounts
 from faults.killing import killing
 from faults.leaving import leaving
 from faults.overload import flooding, overload
@@ -27,7 +28,8 @@ from faults.score import Line, Run, Scenario
 from faults.standing import all_down, standing
 
 SCENARIOS: dict[str, Scenario] = {
-    one.__name__: one for one in (killing, standing, all_down, rolling, overload, flooding, leaving)
+    one.__name__: one
+    for one in (killing, standing, all_down, rolling, overload, flooding, leaving, accounts)
 }
 CONTROL_SCALE = 0.1
 

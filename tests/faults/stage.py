@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -88,6 +88,14 @@ class Herd:
         pid = self.engines[number].pid
         assert pid is not None, "it runs"
         return pid
+
+
+class Addressed(Protocol):
+    """Whatever upstreams there are."""
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where they are."""
 
 
 def _keep_to(cores: list[int], pid: int) -> None:
@@ -172,7 +180,9 @@ async def herd(slots: int) -> AsyncIterator[Herd]:
 
 
 @asynccontextmanager
-async def gateway(herd: Herd, off: Iterable[str] = (), **config: Any) -> AsyncIterator[Gateway]:
+async def gateway(
+    herd: Addressed, off: Iterable[str] = (), **config: Any
+) -> AsyncIterator[Gateway]:
     """A gateway in front of them, with these settings, and with these mechanisms switched off."""
     with tempfile.TemporaryDirectory() as folder:
         file, window = Path(folder, "tropilla.yaml"), Path(folder, "window")
