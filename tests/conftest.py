@@ -244,10 +244,10 @@ Start: TypeAlias = Callable[..., Awaitable[Double]]
 async def served(config: Config, siblings: Siblings | None = None) -> AsyncIterator[Served]:
     """The real thing: clients' connections, the gateway, its fleet."""
     sock = socket.create_server(("127.0.0.1", 0), backlog=128)
-    fleet = Fleet(config, siblings=siblings)
     kept = config.accounts.store != "auto"
     accounts = await Accounts.open(config) if kept else None
     sharing = await Sharing.open(config, accounts)
+    fleet = Fleet(config, siblings=siblings, others=sharing.others())
     gateway = Gateway(config, fleet, accounts, sharing.meter())
     checked = Checked(gateway)
     listener = Listener(checked)

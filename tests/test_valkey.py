@@ -288,6 +288,22 @@ async def test_who_leaves_while_it_is_asked_holds_nothing(
     await reserved(one, mine)
 
 
+async def test_who_has_no_limits_waits_for_nobody_and_counts_all_the_same(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, nobody = await stage.meter(), scope()
+    asked: list[str] = []
+    with monkeypatch.context() as watched:
+        watched.setattr(one._valkey, "do", lambda what, **_: asked.append(what))
+        hold = await reserved(one, nobody)
+    assert asked == []
+    one.settle(hold, Amount(1, 0, 70, 0))
+    one.release(hold)
+    for per in ("day", "month", "total"):
+        later = scope("key/a", BudgetConfig(tokens=100, per=per))
+        assert (await refused(one, later)).used == 70
+
+
 async def test_the_first_gateway_tells_what_was_spent(stage: Stage) -> None:
     async def spent() -> Spending:
         return [
@@ -434,3 +450,104 @@ async def test_a_budget_for_twenty_is_for_twenty_of_all_gateways(
             break
     assert served == 20
     assert {answer.error["code"] for answer in round_} == {"insufficient_quota"}
+
+
+# Slots and sessions.
+
+
+async def test_a_slot_is_given_once_by_all_gateways(
+    gateway: Serve, doubles: Start, valkey: databases.Valkey
+) -> None:
+    one = await doubles(slots=2)
+    told = shared(valkey.database())
+    gateways = [await gateway(one, accounts=told) for _ in range(3)]
+    asked = [asyncio.create_task(chat(gateways[number % 3])) for number in range(9)]
+    served = 0
+    while served < 9:
+        exchanges = [await one.arrives() for _ in range(min(2, 9 - served))]
+        await asyncio.gather(*(each.fleet._others.look([]) for each in gateways))  # type: ignore[union-attr]
+        # Nobody else came meanwhile: the others wait, wherever they are.
+        assert one._arrived.empty()
+        assert sum(each.fleet.upstreams[0].leases for each in gateways) <= 2
+        assert sum(each.fleet.pool.waiting for each in gateways) >= 9 - served - 4
+        for exchange in exchanges:
+            await says(5, 5)(exchange)
+        served += len(exchanges)
+    assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * 9
+
+
+async def test_who_is_faster_elsewhere_is_made_way_for(
+    gateway: Serve, doubles: Start, valkey: databases.Valkey
+) -> None:
+    """Each of two gateways thinks that a slot is free: one of them finds another upstream."""
+    upstreams = [await doubles(slots=1), await doubles(slots=1)]
+    told = shared(valkey.database())
+    gateways = [await gateway(*upstreams, accounts=told) for _ in range(2)]
+    asked = [asyncio.create_task(chat(each)) for each in gateways]
+    for one in upstreams:
+        await says(5, 5)(await one.arrives())
+    assert [answer.status for answer in await asyncio.gather(*asked)] == [200, 200]
+
+
+async def test_who_leaves_while_a_slot_is_asked_for_has_none(
+    gateway: Serve, doubles: Start, valkey: databases.Valkey
+) -> None:
+    one = await doubles(slots=1)
+    tropilla = await gateway(one, accounts=shared(valkey.database()))
+    others = tropilla.fleet._others
+    assert others is not None
+    valkey.pause()
+    try:
+        raw = await tropilla.connect()
+        body = b'{"model":"m","messages":[{"role":"user","content":"x"}]}'
+        raw.writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer mine\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        await tropilla.has(lambda: bool(others._held))
+        raw.leave()
+        await tropilla.has(lambda: not others._held)
+    finally:
+        valkey.go_on()
+    one.on(PATH, says(5, 5))
+    assert (await chat(tropilla)).status == 200
+
+
+async def test_a_session_follows_to_any_gateway(
+    gateway: Serve, doubles: Start, valkey: databases.Valkey
+) -> None:
+    upstreams = [await doubles(slots=4) for _ in range(3)]
+    for one in upstreams:
+        one.on(PATH, says(5, 5))
+    told = shared(valkey.database())
+    gateways = [await gateway(*upstreams, accounts=told) for _ in range(3)]
+    for session in range(6):
+        headers = MINE | {"x-session-id": f"s{session}"}
+        went = [
+            (await each.ask("POST", PATH, CHAT, headers)).headers["x-tropilla-upstream"]
+            for each in gateways
+        ]
+        assert len(set(went)) == 1, went
+    # They are not all at one of them.
+    assert sum(bool(one.requests) for one in upstreams) > 1
+
+
+async def test_while_it_is_away_everybody_is_served(
+    gateway: Serve, doubles: Start, valkey: databases.Valkey
+) -> None:
+    one = await doubles(slots=2)
+    one.on(PATH, says(5, 5))
+    told = shared(valkey.database())
+    gateways = [await gateway(one, accounts=told) for _ in range(2)]
+    valkey.stop()
+    try:
+        answers = await asyncio.gather(*(chat(gateways[number % 2]) for number in range(8)))
+        assert [answer.status for answer in answers] == [200] * 8
+    finally:
+        valkey.start()
+    for each in gateways:
+        others = each.fleet._others
+        assert others is not None
+        await until(lambda others=others: others._valkey.up)  # type: ignore[misc]
+    assert (await chat(gateways[0])).status == 200
+    assert not gateways[0].fleet._others._held  # type: ignore[union-attr]

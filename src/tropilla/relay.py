@@ -29,7 +29,7 @@ from tropilla.dialects import Dialect, Stamp
 from tropilla.dialects._ages import chat_tells
 from tropilla.dialects._openai import decode
 from tropilla.failover import Joint
-from tropilla.herd.affinity import blocks
+from tropilla.herd.affinity import blocks, session_of
 from tropilla.herd.balance import Ability
 from tropilla.herd.pool import Ask
 from tropilla.ir import (
@@ -140,7 +140,7 @@ def ask_of(request: Request, origin: Origin, *, alone: bool = False) -> Ask:
         key=origin.key,
         chain=() if alone else blocks(request),
         # One key's sessions are nobody else's.
-        session=hash((origin.key, origin.session)) if origin.session else None,
+        session=session_of(origin.key, origin.session) if origin.session else None,
         slots=request.choices,
         body=origin.body,
     )

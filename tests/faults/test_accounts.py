@@ -12,12 +12,11 @@ pytestmark = [pytest.mark.anyio, POSIX]
 
 
 async def test_what_was_told_is_kept_once_whenever_the_gateway_is_killed() -> None:
-    lines = await accounts(Run(0.03))
-    assert lines[0].more["requests"] >= 6 * 25
+    lines = await accounts(Run(0.02))
+    assert lines[0].more["requests"] >= 4 * 40
     assert [line.measured for line in lines] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("control", ["commit", "sums"])
-async def test_and_without_waiting_for_that_it_would_not_be(control: str) -> None:
-    lines = await accounts(Run(0.015, (control,)))
-    assert not all(line.passed for line in lines if line.control == control)
+async def test_and_if_nobody_waited_for_that_it_would_not_be() -> None:
+    lines = await accounts(Run(0.015, ("commit",)))
+    assert not lines[0].passed

@@ -8,6 +8,7 @@ bounded; texts are not kept.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
@@ -36,6 +37,12 @@ def blocks(request: Request) -> tuple[int, ...]:
         last = hash((last, data[start : start + BLOCK]))
         chain.append(last)
     return tuple(chain)
+
+
+def session_of(owner: str, name: str) -> int:
+    """What stands for a session of somebody's; other gateways have the same for it."""
+    digest = hashlib.blake2b(f"{owner}\0{name}".encode("utf-8", "replace"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big", signed=True)
 
 
 def _pieces(request: Request) -> Iterator[str]:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from tropilla import log
+from tropilla.config import LimitsConfig
 from tropilla.limits import (
     NOTHING,
     Amount,
@@ -32,6 +33,8 @@ from tropilla.valkey import Answer, Valkey, ValkeyError, heard
 _AGAIN_SECONDS = 2.0
 """When one that is refused for what its part is too small for may ask again."""
 _MOST_KNOWN = 10_000
+_TODAY = Date(-1, -1)
+"""Whatever day it is there."""
 
 
 class Shared:
@@ -55,6 +58,11 @@ class Shared:
 
     async def reserve(self, scopes: Sequence[Scope], amount: Amount) -> Hold | Refused:
         """As `Meter` says."""
+        if not any(map(_is_limited, scopes)):
+            # Nobody has to be asked; what it comes to is told all the same.
+            hold = Hold(scopes, amount, 0.0, _TODAY)
+            self._open[hold] = amount
+            return hold
         answer = self._valkey.do("reserve", scopes=_wire(scopes), amount=amount)
         try:
             told = heard(await asyncio.shield(answer))
@@ -202,6 +210,10 @@ class Shared:
             owed, self._owed = self._owed, {}
             spent = [(name, *told, date.day, date.month) for (name, date), told in owed.items()]
             self._valkey.do("owe", spent=spent).add_done_callback(_let_be)
+
+
+def _is_limited(scope: Scope) -> bool:
+    return bool(scope.caps) or scope.limits != LimitsConfig()
 
 
 def _wire(scopes: Sequence[Scope]) -> list[tuple[Any, ...]]:

@@ -239,7 +239,7 @@ async def _serve(
         if accounts is not None:
             await accounts.close()
         return str(error)
-    fleet = Fleet(config, give_up, on_first, siblings)
+    fleet = Fleet(config, give_up, on_first, siblings, sharing.others())
     part = (0, 1) if siblings is None else (siblings.process, config.workers)
     gateway = Gateway(config, fleet, accounts, sharing.meter(part), spans)
     running = _Run(gateway, config, again)

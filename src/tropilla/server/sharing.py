@@ -7,6 +7,7 @@ from tropilla.limits import Meter, Spending
 from tropilla.meters.memory import Memory
 from tropilla.meters.valkey import Shared
 from tropilla.server.accounts import Accounts
+from tropilla.upstream.others import Others
 from tropilla.valkey import Valkey, ValkeyError
 
 MEMORY = "memory"
@@ -42,6 +43,10 @@ class Sharing:
         if self._accounts is not None:
             memory.take(self._accounts.spent)
         return memory
+
+    def others(self) -> Others | None:
+        """The other gateways, as far as upstreams go."""
+        return None if self.valkey is None else Others(self.valkey)
 
     async def _spending(self) -> Spending:
         return () if self._accounts is None else await self._accounts.spending()

@@ -40,6 +40,7 @@ from tropilla.upstream.engine import Engine, EngineOptions, EngineProblem, Engin
 from tropilla.upstream.http import Link
 from tropilla.upstream.lease import Asked, Lease, Ticket, blame_of, may_be_another
 from tropilla.upstream.member import Offer, Upstream, upstreams_of
+from tropilla.upstream.others import Others, name_of
 from tropilla.upstream.probe import NO_LIFE, busy_slots, probe
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ _HOPEFUL_TRIES = 4
 _DEAD_PROBES = 3
 """Probes in a row without a sign of life after which nothing more is expected."""
 
+_LOOK_SECONDS, _WAIT_SECONDS = 0.5, 0.02
+"""How often it is asked what other gateways hold; while somebody waits for a slot, too."""
+
 _TICK_SECONDS = 0.2
 """How often the pool is told that time goes by."""
 
@@ -71,6 +75,7 @@ class Fleet:
         on_fatal: called with a message when it is no use to go on.
         on_first: called once, with the name of the first model that can be asked.
         siblings: the other processes of the gateway, if it has more than one.
+        others: other gateways that share the upstreams, if they tell each other.
     """
 
     def __init__(
@@ -79,9 +84,11 @@ class Fleet:
         on_fatal: Callable[[str], None] | None = None,
         on_first: Callable[[str], None] | None = None,
         siblings: Siblings | None = None,
+        others: Others | None = None,
     ) -> None:
         self._config = config
         self._siblings = siblings
+        self._others = others
         self._on_fatal = on_fatal or _fatal
         self._on_first = on_first
         self._tasks: list[asyncio.Task[None]] = []
@@ -105,6 +112,8 @@ class Fleet:
         self._tasks.append(asyncio.create_task(self._tick()))
         if self._siblings is not None:
             asyncio.get_running_loop().add_reader(self._siblings.fileno(), self._hear)
+        if self._others is not None:
+            self._tasks.append(asyncio.create_task(self._look_at_others(self._others)))
         if names := names_of(self._config):
             self._addresses = await look_up(names, {})
         for upstream in upstreams_of(self._config, self._addresses):
@@ -206,6 +215,7 @@ class Fleet:
         if self._siblings is not None:
             with self._siblings.locked():
                 upstream.column = self._siblings.column(upstream.key)
+        upstream.shared = name_of(upstream.key)
         upstream.max_scored_tokens = self._config.max_scored_tokens
         self.upstreams.append(upstream)
         # The probe that this asks for is the first thing that watching does.
@@ -459,8 +469,12 @@ class Fleet:
             ticket.request = request
         lease: Lease | None = None
         try:
+            if self._others is not None and ask.session is not None:
+                await self._recall(self._others, ask.session)
             self._tell_pool(self.pool.on_request, request, ask, self._now())
             assigned = asked.given or await asked.wait()
+            if self._others is not None and ask.slots:
+                assigned = await self._take(self._others, request, asked, assigned)
             upstream = self._numbered[assigned.upstream]
             upstream.leases += 1
             upstream.left.clear()
@@ -472,7 +486,39 @@ class Fleet:
                 lease.upstream.leases -= 1
                 if not lease.upstream.leases:
                     lease.upstream.left.set()
+                if self._others is not None and ask.slots:
+                    self._others.free(lease.upstream.shared, ask.slots)
             self._tell_pool(self._end, request, lease)
+
+    async def _take(self, others: Others, request: int, asked: Asked, assigned: Assign) -> Assign:
+        """A slot that no other gateway has: what the pool gives, or gives instead of that."""
+        since = self._now() - assigned.waited
+        ask = msgspec.structs.replace(asked.ask, since=since)
+        while True:
+            upstream = self._numbered[assigned.upstream]
+            name = upstream.shared
+            if await others.take(name, ask.slots, self.candidate(upstream).slots):
+                if ask.session is not None:
+                    others.remember(ask.session, name)
+                return assigned
+            asked.again()
+            self._tell_pool(self.pool.on_cancel, request, self._now())
+            self._tell_pool(self.pool.on_request, request, ask, self._now())
+            assigned = asked.given or await asked.wait()
+
+    async def _recall(self, others: Others, session: int) -> None:
+        """Know which upstream has served a session for another gateway."""
+        name = await others.recall(session)
+        for one in self.upstreams:
+            if name == one.shared:
+                self.pool.on_sibling_assigned(one.number, (session,))
+
+    async def _look_at_others(self, others: Others) -> None:
+        """Keep what is known of other gateways true: at once, while somebody waits."""
+        while True:
+            await asyncio.sleep(_WAIT_SECONDS if self.pool.waiting else _LOOK_SECONDS)
+            if await others.look([one.shared for one in self.upstreams]):
+                self._tell_pool(self.pool.on_tick, self._now())
 
     @staticmethod
     def _log_again(lease: Lease, problem: Problem, *, going_on: bool) -> None:
@@ -495,13 +541,19 @@ class Fleet:
 
     def _tell_pool(self, event: Callable[[*Told], Sequence[Effect]], *args: *Told) -> None:
         """Tell the pool what happens, and do what it decides."""
-        siblings = self._siblings
+        siblings, others = self._siblings, self._others
         if siblings is None:
+            if others is not None:
+                for one in self.upstreams:
+                    self.pool.on_siblings(one.number, others.taken(one.shared))
             self._do(event(*args))
             return
         with siblings.locked():
             for one in self.upstreams:
-                self.pool.on_siblings(one.number, siblings.taken(one.column))
+                taken = siblings.taken(one.column)
+                if others is not None:  # these know of the siblings too, and later
+                    taken = max(taken, others.taken(one.shared))
+                self.pool.on_siblings(one.number, taken)
             effects = event(*args)
             fewer = [
                 siblings.hold(one.column, self.pool.wide(one.number)) for one in self.upstreams

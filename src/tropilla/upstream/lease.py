@@ -84,6 +84,10 @@ class Asked:
         self.given = given
         self._wake()
 
+    def again(self) -> None:
+        """What it had is not to be had after all."""
+        self.given = None
+
     def refuse(self, why: ProblemError) -> None:
         """It gets none."""
         self._why = why

@@ -61,6 +61,8 @@ class Upstream:
         """What the pool calls it."""
         self.column = 0
         """Where the processes of the gateway tell each other of it."""
+        self.shared = ""
+        """By which name gateways tell each other of it."""
         self.key: tuple[object, ...] = ()
         """What makes it another server than the next, in the config."""
         self.leaves = False

@@ -121,6 +121,7 @@ end
 
 local function spend(name, tokens, money, day, month)
   if tokens == 0 and money == 0 then return end
+  if day < 0 then day, month = DAY, MONTH end
   local key, spent = spent_of(name)
   turn(key, spent)
   redis.call('SADD', NAMES, name)
@@ -298,6 +299,40 @@ function does.owe()
   if redis.call('GET', EPOCH) ~= a.e then return { 'gone' } end
   for _, one in ipairs(a.spent) do spend(one[1], one[2], one[3], one[4], one[5]) end
   return { 'spent' }
+end
+
+-- Slots of upstreams: how many each gateway holds, by the upstream.
+
+function does.take()
+  if not lives(a.g) then return { 'gone' } end
+  local key = P .. 'u:' .. a.u
+  local others = held(key, a.g)
+  if a.slots >= 0 and others + a.n - a.wide >= a.slots then return { 'full', others } end
+  redis.call('HSET', key, a.g, whole(a.n))
+  return { 'taken', others }
+end
+
+function does.hold()
+  local key = P .. 'u:' .. a.u
+  if a.n > 0 then redis.call('HSET', key, a.g, whole(a.n)) else redis.call('HDEL', key, a.g) end
+  return { 'held' }
+end
+
+function does.others()
+  local told = {}
+  for i, name in ipairs(a.us) do told[i] = held(P .. 'u:' .. name, a.g) end
+  return told
+end
+
+-- Which upstream has served a session.
+
+function does.remember()
+  redis.call('SET', P .. 's:' .. a.s, a.u, 'EX', SESSION)
+  return { 'kept' }
+end
+
+function does.recall()
+  return { redis.call('GET', P .. 's:' .. a.s) or '' }
 end
 
 return cjson.encode(does[op]())
