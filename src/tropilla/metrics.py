@@ -1,6 +1,7 @@
 """Counts and times for Prometheus: what Tropilla did, and what its upstreams say of themselves.
 
-A request touches a series once, when it is over; a token never does. Labels are bounded: a model
+A request is counted once, when it is over, and reaches the series with those that are like it,
+when somebody asks; a token never does. Labels are bounded: a model
 is one that was served (any other name is `other`), a key is its name in the accounts, and there are
 as many upstreams as there are. Several processes of one gateway count in shared files
 (`PROMETHEUS_MULTIPROC_DIR`), and each of them tells the sums.
@@ -8,9 +9,11 @@ as many upstreams as there are. Several processes of one gateway count in shared
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Generic, TypeVar
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -33,10 +36,31 @@ _TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.
 _MOST_KEYS = 1000
 """Beyond, a key is `other`."""
 _OTHER = "other"
+_MOST_WAITING = 1000
+"""Requests that gather before they are counted; they are, too, whenever somebody asks."""
+_SOON_SECONDS = 0.25
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # nobody asks when a counter was made
 
-_Child = TypeVar("_Child", Counter, Histogram)
+_Alike: TypeAlias = tuple[str, str, int, str, str, str, bool, str | None]
+
+
+class _Times(Histogram):
+    """A histogram that takes many values at once: one by one each costs a microsecond."""
+
+    def observe(self, values: Sequence[float]) -> None:  # type: ignore[override]
+        """Take them."""
+        bounds: list[float] = self._upper_bounds
+        found: dict[int, int] = {}
+        for value in values:
+            at = bisect_left(bounds, value)
+            found[at] = found.get(at, 0) + 1
+        self._sum.inc(sum(values))
+        for at, count in found.items():
+            self._buckets[at].inc(count)
+
+
+_Child = TypeVar("_Child", Counter, _Times)
 
 
 class _Series(Generic[_Child]):
@@ -54,6 +78,43 @@ class _Series(Generic[_Child]):
         return child
 
 
+class _Counted:
+    """What requests that are alike came to."""
+
+    __slots__ = (
+        "again", "cached", "first", "moved", "pace", "queued", "read", "reasoning", "requests",
+        "took", "written",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.requests = self.again = self.moved = 0
+        self.read = self.cached = self.written = self.reasoning = 0
+        self.queued: list[float] = []
+        self.took: list[float] = []
+        self.first: list[float] = []
+        self.pace: list[float] = []
+
+
+def _observe(counted: _Counted, record: Record, *, failed: bool) -> None:
+    """Take what an upstream did."""
+    took, first = record.took, record.first
+    counted.queued.append(record.queued)
+    counted.cached += record.cached or 0
+    counted.reasoning += record.reasoning or 0
+    if record.attempts > 1:
+        if record.failed_over:
+            counted.moved += 1
+        else:
+            counted.again += 1
+    if took is None:
+        return
+    counted.took.append(took)
+    if first is not None:
+        counted.first.append(first)
+        if record.written > 1 and not failed:
+            counted.pace.append((took - first) / (record.written - 1))
+
+
 class Metrics:
     """A book that counts. `gauges` tells what is, when it is asked: names, helps and samples."""
 
@@ -66,8 +127,8 @@ class Metrics:
 
         def histogram(
             name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS
-        ) -> _Series[Histogram]:
-            return _Series(Histogram(name, text, labels, buckets=buckets, registry=own))
+        ) -> _Series[_Times]:
+            return _Series(_Times(name, text, labels, buckets=buckets, registry=own))
 
         self._open = Gauge(
             "tropilla_requests_open", "Requests that are being answered.",
@@ -108,61 +169,108 @@ class Metrics:
             "tropilla_key_limited", "Refusals because a key asked too much.", "key"
         )
         self._keys: set[str] = set()
+        self._now_open = 0
+        self._counted: dict[_Alike, _Counted] = {}
+        """What is not in the series yet, by what they are told apart by."""
+        self._waiting = 0
+        """How many requests that are."""
+        self._shared = _SHARED in os.environ
+        self._timer: asyncio.TimerHandle | None = None
 
     def begun(self, record: Record) -> None:  # noqa: ARG002 - as books are told
         """One more is being answered."""
-        self._open.inc()
+        self._now_open += 1
+        self._soon()
 
     async def enter(self, record: Record) -> None:
         """Nothing is counted before it is over."""
 
     def over(self, record: Record) -> None:
-        """Count it."""
-        self._open.dec()
-        model = (record.model or "") if record.upstream else _OTHER if record.model else ""
-        self._requests(record.dialect, model, str(record.status)).inc()
-        if record.problem is not None:
-            self._errors(record.problem.kind).inc()
-        if record.cancelled:
-            self._left().inc()
-        if record.metered:
-            self._of_key(record)
-        if not record.upstream:
-            return
-        failed = record.problem is not None
+        """Count it, with those that are like it."""
+        self._now_open -= 1
+        self._soon()
+        problem, upstream = record.problem, record.upstream
+        failed = problem is not None
         outcome = "failed" if failed else "left" if record.cancelled else "answered"
-        self._of_upstreams(record.upstream, outcome).inc()
-        self._queued(model).observe(record.queued)
-        if record.attempts > 1:
-            (self._moved if record.failed_over else self._again)().inc()
-        if record.took is not None:
-            self._seconds(model).observe(record.took)
-        if record.first is not None:
-            self._first(model).observe(record.first)
-            if record.written > 1 and record.took is not None and not failed:
-                self._pace(model).observe((record.took - record.first) / (record.written - 1))
-        for kind, count in (
-            ("read", record.prompt), ("cached", record.cached),
-            ("written", record.written), ("reasoning", record.reasoning),
-        ):  # fmt: skip
-            if count:
-                self._tokens(model, kind).inc(count)
+        alike = (
+            record.dialect,
+            (record.model or "") if upstream else _OTHER if record.model else "",
+            record.status,
+            upstream,
+            outcome if upstream else "",
+            "" if problem is None else problem.kind,
+            record.cancelled,
+            record.key if record.metered else None,
+        )
+        counted = self._counted.get(alike)
+        if counted is None:
+            counted = self._counted[alike] = _Counted()
+        counted.requests += 1
+        counted.read += record.prompt
+        counted.written += record.written
+        if upstream:
+            _observe(counted, record, failed=failed)
+        self._waiting += 1
+        if self._waiting >= _MOST_WAITING:
+            self.count()
 
-    def _of_key(self, record: Record) -> None:
-        key = record.key
+    def _soon(self) -> None:
+        """Where several processes count, have the others see it soon."""
+        if self._shared and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_SOON_SECONDS, self.count)
+
+    def count(self) -> None:
+        """Bring to the series what has gathered."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        counted, self._counted, self._waiting = self._counted, {}, 0
+        self._open.set(self._now_open)
+        for (dialect, model, status, upstream, outcome, kind, left, key), one in counted.items():
+            self._requests(dialect, model, str(status)).inc(one.requests)
+            if kind:
+                self._errors(kind).inc(one.requests)
+            if left:
+                self._left().inc(one.requests)
+            if key is not None:
+                self._of_key(key, one, limited=kind == "limited")
+            if upstream:
+                self._of_upstreams(upstream, outcome).inc(one.requests)
+                self._served(model, one)
+
+    def _served(self, model: str, one: _Counted) -> None:
+        """Count what upstreams did."""
+        for series, values in (
+            (self._queued, one.queued), (self._seconds, one.took),
+            (self._first, one.first), (self._pace, one.pace),
+        ):  # fmt: skip
+            if values:
+                series(model).observe(values)
+        for count, counter in ((one.again, self._again), (one.moved, self._moved)):
+            if count:
+                counter().inc(count)
+        for kind, tokens in (
+            ("read", one.read), ("cached", one.cached),
+            ("written", one.written), ("reasoning", one.reasoning),
+        ):  # fmt: skip
+            if tokens:
+                self._tokens(model, kind).inc(tokens)
+
+    def _of_key(self, key: str, one: _Counted, *, limited: bool) -> None:
         if key not in self._keys:
             if len(self._keys) < _MOST_KEYS:
                 self._keys.add(key)
             else:
                 key = _OTHER
-        self._key_requests(key).inc()
-        if record.prompt or record.written:
-            self._key_tokens(key).inc(record.prompt + record.written)
-        if record.problem is not None and record.problem.kind == "limited":
-            self._key_limited(key).inc()
+        self._key_requests(key).inc(one.requests)
+        if one.read or one.written:
+            self._key_tokens(key).inc(one.read + one.written)
+        if limited:
+            self._key_limited(key).inc(one.requests)
 
     def told(self) -> bytes:
         """All of it, as Prometheus reads it."""
+        self.count()
         now = CollectorRegistry()
         now.register(_Now(self._gauges))
         counted = self._own

@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from conftest import CHAT, Serve, Served, Start
 from doubles.upstream import DONE, Double, answers, breaks, chunk, event, streams, told
+from tropilla.record import Record
 from tropilla.server.metrics import merged
 
 pytestmark = pytest.mark.anyio
@@ -128,3 +129,20 @@ def test_families_of_several_are_merged() -> None:
         'a_total{upstream="u\\"1",x="1}"} 2', 'a_total{upstream="u2",x="2"} NaN',
         "# TYPE h histogram", 'h_bucket{upstream="u2",le="+Inf"} 1',
     ]  # fmt: skip
+
+
+async def test_what_gathers_is_counted_as_if_one_by_one(gateway: Serve, double: Double) -> None:
+    """Each bucket has what is in it, however many were counted at once."""
+    tropilla = await gateway(double)
+    book = tropilla.gateway._metrics.book
+    for took in (0.005, 0.01, 0.3, 700.0):
+        record = Record("req_1", "POST", PATH, 0.0)
+        record.model, record.upstream, record.took = "m", double.url, took
+        book.begun(record)
+        book.over(record)
+    double.on("/metrics", NONE)
+    found = await scraped(tropilla)
+    name = "tropilla_request_seconds"
+    for bound, count in (("0.01", 2), ("0.25", 2), ("0.5", 3), ("600.0", 3), ("+Inf", 4)):
+        assert found[at(f"{name}_bucket", model="m", le=bound)] == count
+    assert found[at(f"{name}_sum", model="m")] == pytest.approx(700.315)

@@ -155,6 +155,7 @@ class Gateway:
         if self._accounts is not None:
             await self._accounts.close()
         self.journal.close()
+        self._metrics.book.count()
         if self._spans is not None:
             await self._spans.close()
 
