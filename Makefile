@@ -17,7 +17,7 @@ LOCKED := install --require-hashes --no-deps --only-binary :all: --requirement
 unexport PIP_REQUIRE_VIRTUALENV PIP_USER PIP_TARGET PIP_PREFIX PYTHONPATH PYTHONHOME
 
 .DELETE_ON_ERROR:
-.PHONY: help install serve test matrix check clients faults soak fuzz audit sbom lock clean
+.PHONY: help install serve test matrix check deploycheck clients faults soak fuzz audit sbom lock clean
 
 help: ## List these
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ check: .venv/.dev ## Formatting, lint, types, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+deploycheck: .venv/.serve .venvs/deploy/.done ## Lint the image, the chart, the unit and the alerts in deploy/
+	@exec .venvs/deploy/bin/python tools/deploy/check.py
 
 clients: .venv/.serve $(CLIENTS:%=.venvs/%/.done) ## Try real clients, of Python and Node, on a real gateway
 	@if command -v node >/dev/null && command -v npm >/dev/null; then \
@@ -105,6 +108,9 @@ $(CLIENTS:%=.venvs/%/.done): .venvs/%/.done: tests/clients/%/requirements.txt
 	$(make_locked)
 
 .venvs/fuzz/.done: tests/fuzz/requirements.txt
+	$(make_locked)
+
+.venvs/deploy/.done: tools/deploy/requirements.txt
 	$(make_locked)
 
 .venvs/audit/.done: tools/audit/requirements.txt

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m bench.observing
 
-Times are of one core, and the best of a few rounds counts. The line is written where nobody reads it.
+Times are of one core, and the best of a few rounds counts. Lines go nowhere.
 The scrape is that of a gateway in this process with upstreams that are its own too, so that what it
 takes holds what they take to answer: each tells what a llama-server does.
 """

@@ -27,10 +27,14 @@ lock requirements/dev.txt pyproject.toml --all-extras --group dev
 # The same versions, so that one .venv holds both.
 lock requirements/serve.txt pyproject.toml --extra engine --group build \
     --constraint requirements/dev.txt
-locked=(requirements/dev.txt requirements/serve.txt)
+# What the image of deploy/Dockerfile holds, and what its wheel is built with.
+lock requirements/image.txt pyproject.toml --extra otel --extra postgres \
+    --constraint requirements/dev.txt
+lock requirements/build.txt --group build --constraint requirements/dev.txt
+locked=(requirements/{dev,serve,image,build}.txt)
 
 for folder in tests/clients/{openai2,openai3,frameworks,llm,ollama,anthropic0,anthropic2} tests/fuzz tools/audit \
-    bench/peers/{smg,litellm,flask}; do
+    tools/deploy bench/peers/{smg,litellm,flask}; do
     lock "$folder/requirements.txt" "$folder/requirements.in"
     locked+=("$folder/requirements.txt")
 done

@@ -60,7 +60,9 @@ def _gauges(fleet: Fleet) -> Iterator[Metric]:
         if seen.slots is not None:
             free = max(seen.slots - seen.leases - seen.foreign, 0)
             slots.append(((one.name, "free"), free))
-    queues = [((model or "",), count) for model, count in fleet.pool.queues().items()]
+    # None of a model that is served is a number, too: who scales by it wants to hear it.
+    waiting = dict.fromkeys(fleet.serving(), 0) | fleet.pool.queues()
+    queues = [((model or "",), count) for model, count in waiting.items()]
     yield gauge("tropilla_upstream_up", "Whether an upstream is ready.", ("upstream",), up)
     yield gauge(
         "tropilla_upstream_slots", "Its slots: leased here, taken by others, free.",
