@@ -37,6 +37,7 @@ from tropilla.ir import (
     Usage,
 )
 from tropilla.stops import Stops
+from tropilla.upstream import incoming
 from tropilla.upstream.incoming import Incoming
 from tropilla.upstream.lease import BUSY_CODE
 from tropilla.upstream.member import Upstream
@@ -99,9 +100,12 @@ def exchange(upstream: Upstream, back: Dialect, request: Request, *, extras: boo
     Raises:
         Malformed: of kind `unsupported`, when the upstream cannot be asked this.
     """
+
+    def ask(part: Request) -> _Single:
+        return _Single(upstream, back, part, extras=extras)
+
     parts = _split(request, upstream.traits)
-    asked = [_Single(upstream, back, part, extras=extras) for part in parts]
-    return asked[0] if len(asked) == 1 else _Several(asked, request.n)
+    return ask(parts[0]) if len(parts) == 1 else _Several(ask, parts, request.n)
 
 
 def _split(request: Request, traits: Traits) -> list[Request]:
@@ -167,6 +171,8 @@ class _Single:
         """Of the answer, if that is a stream."""
         self._answer: Incoming | None = None
         self._first = b""
+        self._size = 0
+        """Bytes of it, as a stream, that are kept until all of it has come."""
         self._told: list[Event] = []
         """What nobody has taken."""
         self._over = False
@@ -262,6 +268,10 @@ class _Single:
         """Read on, as long as what is read is taken; whether that was all of it."""
 
         def read(piece: bytes) -> bool:
+            if not self._request.stream:
+                self._size += len(piece)
+                if self._size > incoming.MAX_WHOLE:
+                    raise ProblemError(incoming.too_much(answer.url))
             frames = framer.feed(piece)
             self._upstream.hears(self, monotonic(), pinged=_is_ping(frames))
             return self._tell(self._parser.feed(frames), take)
@@ -326,15 +336,18 @@ def _check(body: Json, back: Dialect) -> None:
 class _Several:
     """Several answers of an upstream that gives one at a time: asked for one after the other."""
 
-    def __init__(self, parts: list[_Single], n: int) -> None:
+    def __init__(self, ask: Callable[[Request], _Single], parts: list[Request], n: int) -> None:
+        self._ask = ask
         self._parts = parts
         self._n = n
         self._now = 0
+        self._asked = ask(parts[0])
+        """The one that is on its way: there may be thousands, and none is made before its turn."""
         self._usages: list[Usage] = []
-        self.dropped = parts[0].dropped
+        self.dropped = self._asked.dropped
 
     async def __aenter__(self) -> Self:
-        await self._parts[0].__aenter__()
+        await self._asked.__aenter__()
         return self
 
     async def __aexit__(
@@ -343,11 +356,11 @@ class _Several:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._parts[self._now].__aexit__(kind, error, trace)
+        await self._asked.__aexit__(kind, error, trace)
 
     async def next(self, take: Take | None = None) -> list[Event]:
         through = None if take is None else lambda batch: take(self._renumbered(batch))
-        batch = await self._parts[self._now].next(through)
+        batch = await self._asked.next(through)
         events = self._renumbered(batch)
         if batch and isinstance(end := batch[-1], Finished):
             if end.usage is not None:
@@ -367,11 +380,11 @@ class _Several:
         return events
 
     async def _go_on(self) -> list[Event]:
-        part = self._parts[self._now]
-        await part.__aexit__(None, None, None)
+        await self._asked.__aexit__(None, None, None)
         self._now += 1
         try:
-            await self._parts[self._now].__aenter__()
+            self._asked = self._ask(self._parts[self._now])
+            await self._asked.__aenter__()
         except ProblemError as error:
             return [Failed(problem=error.problem)]
         return []

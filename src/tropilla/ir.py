@@ -516,7 +516,9 @@ class _OpenChoice:
 
     def note(self, logprobs: list[TokenLogprob] | None, extras: Extras | None) -> None:
         if logprobs is not None:
-            self.logprobs = [*(self.logprobs or ()), *logprobs]
+            if self.logprobs is None:
+                self.logprobs = []
+            self.logprobs += logprobs
         if extras is not None:
             self.extras |= extras.choice
             _accumulate(self.part_extras, extras.part)

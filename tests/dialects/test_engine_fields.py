@@ -12,6 +12,7 @@ import pytest
 
 from grammar import TODAY
 from tropilla.dialects import _engine_fields, named
+from tropilla.dialects._openai import MOST_BIASES
 from tropilla.dialects._others import _LLAMACPP
 from tropilla.ir import JsonObject, Malformed
 
@@ -58,6 +59,8 @@ KILLS: list[tuple[JsonObject, str]] = [
     ({"lora": [{"id": 1, "scale": 1e300}]}, "lora.0.scale"),
     ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs.chat_template"),
     ({"chat_template_kwargs": "x"}, "chat_template_kwargs"),
+    ({"logit_bias": {str(token): 1 for token in range(MOST_BIASES + 1)}}, "logit_bias"),
+    ({"logit_bias": [[5, 1]] * (MOST_BIASES + 1)}, "logit_bias"),
 ]
 
 
@@ -105,6 +108,8 @@ def test_what_it_reads_is_said_as_it_came(front: str) -> None:
     body, dropped = said(front, **fields)
     assert body.items() >= fields.items()
     assert dropped == ()
+    body, _ = said(front, logit_bias=[[5, 1]] * MOST_BIASES)
+    assert len(body["logit_bias"]) == MOST_BIASES
 
 
 def test_a_number_of_texts_is_not_asked_for() -> None:

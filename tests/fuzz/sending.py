@@ -21,7 +21,8 @@ from fuzz.bounds import bound
 from fuzz.mutate import mutated
 from fuzz.targets import MEASURED, targets
 from soak.crowd import Line
-from tropilla.server.routes import Count, Forward, Generate, Measure, Own, table
+from tropilla.dialects._beside import Page
+from tropilla.server.routes import Count, Forward, Generate, Measure, Own, View, table
 
 MOST_GROWN = 32 * 2**20
 _AT_ONCE = 48
@@ -73,11 +74,14 @@ class Sender:
         self._left = requests
         self._chance = random.Random(seed)
         self._seeds = seeds()
-        self._passed_on = {
-            path
-            for path, methods in table().items()
-            if any(isinstance(action, Forward) for action in methods.values())
-        }
+        self._passed_on, self._never_done = set[str](), set[bytes]()
+        for path, methods in table().items():
+            for action in methods.values():
+                match action:
+                    case Forward():
+                        self._passed_on.add(path)
+                    case View(page=Page(answer=str(why))):
+                        self._never_done.add(why.encode())
         self.heard: Counter[str] = Counter()
         self.failures: list[str] = []
 
@@ -127,8 +131,10 @@ class Sender:
         asked = data.partition(b" ")[2].partition(b" ")[0].partition(b"?")[0].rstrip(b"/")
         passed_on = asked.decode("latin-1") in self._passed_on
         if status == 501:
-            # HTTP's own word for a coding that is not known; or an upstream's, passed on.
-            return b"Transfer-Encoding" in body or passed_on
+            # HTTP's own word for a coding that is not known; what is never done here; or an
+            # upstream's word, passed on.
+            never = any(told in body for told in self._never_done)
+            return never or b"Transfer-Encoding" in body or passed_on
         return status < 500 or (passed_on and b'"param"' not in body)
 
     def _fail(self, what: str, data: bytes) -> None:

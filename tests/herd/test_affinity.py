@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies import law
 from tropilla.herd.affinity import BLOCK, MOST_BLOCKS, Affinity, blocks
-from tropilla.ir import Chat, Completion, Image, Infill, Message, Prompt, Request, Text, Tool
+from tropilla.ir import (
+    Audio,
+    Chat,
+    Completion,
+    Image,
+    Infill,
+    Message,
+    Opaque,
+    Part,
+    Prompt,
+    Reasoning,
+    Request,
+    Text,
+    Tool,
+)
 
 STORY = "Once upon a time there was a fox. " * 20
 
@@ -38,15 +55,35 @@ def test_what_else_makes_a_prompt_another_one() -> None:
     assert common(told, blocks(Request(dialect="x", input=Chat(messages=(assistant,))))) == 0
 
 
-def test_an_image_is_known_by_its_end() -> None:
+MEDIA: dict[str, Callable[[str], Part]] = {
+    "image": lambda data: Image(url=f"data:image/png;base64,{data}"),
+    "sound": lambda data: Audio(data=data, format="wav"),
+    "any other": lambda data: Opaque(dialect="x", body={"type": "file", "data": data}),
+}
+
+
+@pytest.mark.parametrize("part", MEDIA.values(), ids=MEDIA.keys())
+def test_media_are_told_apart_without_being_read_whole(part: Callable[[str], Part]) -> None:
     def seen(data: str) -> tuple[int, ...]:
-        parts = (Image(url=f"data:image/png;base64,{data}"), Text(text=STORY))
+        parts = (part(data), Text(text=STORY))
         return blocks(
             Request(dialect="x", input=Chat(messages=(Message(role="user", parts=parts),)))
         )
 
-    assert seen("AAAA" * 1000 + "BBBB") == seen("AAAA" * 1000 + "BBBB")
-    assert common(seen("AAAA" * 1000 + "BBBB"), seen("AAAA" * 1000 + "CCCC")) < 3
+    one = "AAAA" * 10_000 + "BBBB"
+    assert seen(one) == seen(one)
+    for other in ("AAAA" * 10_000 + "CCCC", "AAAA" * 10_001 + "BBBB",
+                  "AAAA" * 5000 + "C" * 400 + "AAAA" * 4900 + "BBBB"):  # fmt: skip
+        assert common(seen(one), seen(other)) < 3
+    assert len(seen("AAAA" * 10**6)) < len(STORY) // BLOCK + 4
+
+
+def test_thoughts_are_read_as_text_is() -> None:
+    def thought(text: str) -> Request:
+        message = Message(role="assistant", parts=(Reasoning(text=text),))
+        return Request(dialect="x", input=Chat(messages=(message,)))
+
+    assert common(blocks(thought(STORY)), blocks(thought(STORY * 2))) == len(blocks(thought(STORY)))
 
 
 def test_prompts_of_every_kind() -> None:
@@ -56,6 +93,8 @@ def test_prompts_of_every_kind() -> None:
     assert common(text(STORY), text(STORY * 2)) == len(text(STORY))
     ids = list(range(1000))
     assert common(text(ids), text([*ids, 1])) >= len(text(ids)) - 1
+    seen = {"prompt_string": STORY, "multimodal_data": ["AAAA"]}
+    assert common(text(seen), text(seen | {"multimodal_data": ["BBBB"]})) >= len(STORY) // BLOCK
     hole = Infill(prefix=STORY, suffix="the end")
     assert len(blocks(Request(dialect="x", input=hole))) >= len(STORY) // BLOCK
 

@@ -7,8 +7,9 @@ import asyncio
 import msgspec
 import pytest
 
-from conftest import CHAT, Serve
+from conftest import CHAT, Serve, Start
 from doubles.upstream import Double, answers, streams, told
+from tropilla.server.bodies import MOST_DEPTH
 
 pytestmark = pytest.mark.anyio
 
@@ -87,19 +88,23 @@ async def test_a_bad_body_is_the_clients_fault(
 
 
 @pytest.mark.parametrize("key", ["anything", "chat_template_kwargs", "tools", "messages"])
-async def test_no_depth_is_a_defect(gateway: Serve, double: Double, key: str) -> None:
-    # What can just be read must also be written again, from deeper in the program.
-    double.on(CHAT_PATH, streams(*told("x")))
-    tropilla = await gateway(double)
-    raw = await tropilla.connect()
-    statuses = set()
-    for depth in range(850, 1000):
+async def test_no_depth_is_a_defect(gateway: Serve, doubles: Start, key: str) -> None:
+    # What is read must also be looked through and written again, from deeper in the program.
+    upstreams = [await doubles(), await doubles()]  # of one alone no cache is weighed
+    for one in upstreams:
+        one.on(CHAT_PATH, streams(*told("x")))
+    raw = await (await gateway(*upstreams)).connect()
+    tool = b'{"type":"function","function":{"name":"f","parameters":{"type":"object","x":%b}}}'
+    for depth in (*range(MOST_DEPTH - 8, MOST_DEPTH + 4), *range(850, 1000)):
         nested = b'{"a":' * depth + b"1" + b"}" * depth
-        await raw.post(CHAT_PATH, b'{%b, "%b": %b}' % (MESSAGES, key.encode(), nested))
+        value = b"[%b]" % (tool % nested) if key == "tools" else nested
+        await raw.post(CHAT_PATH, b'{%b, "%b": %b}' % (MESSAGES, key.encode(), value))
         answer = await raw.answer()
-        statuses.add(answer.status)
-        assert answer.status in {200, 400}, (depth, answer.body)
-    assert 400 in statuses
+        if depth < MOST_DEPTH:
+            assert answer.status in {200, 400}, (depth, answer.body)
+        else:
+            assert answer.status == 400, (depth, answer.body)
+            assert "nested" in answer.error["message"]
 
 
 async def test_what_is_unusual_but_right_is_taken(gateway: Serve, double: Double) -> None:
@@ -143,6 +148,8 @@ async def test_a_body_of_unknown_length_is_refused_once_it_is_too_large(
         b"POST %b HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n" % CHAT_PATH.encode()
     )
     await raw.send(b"1f4\r\n" + b" " * 500 + b"\r\n")
+    (connection,) = tropilla.listener.connections
+    await tropilla.has(lambda: connection._wanted is not None)
     await raw.send(b"1f5\r\n" + b" " * 501 + b"\r\n")
     assert (await raw.answer()).status == 413
 

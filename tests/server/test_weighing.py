@@ -50,6 +50,20 @@ def test_what_is_in_a_text_counts_for_nothing(text: bytes) -> None:
     assert json_object(data) == msgspec.json.decode(data)
 
 
+@pytest.mark.parametrize("text", [b"", FILL, b'[{\\"[' * 300], ids=["small", "large", "brackets"])
+def test_depth_is_bounded(text: bytes) -> None:
+    def nested(depth: int, aside: bytes = b"") -> bytes:
+        return TEXT % (text, aside + b'{"a]":[' * (depth // 2) + b"]}" * (depth // 2))
+
+    most = bodies.MOST_DEPTH - 2  # beside the body itself, and the list in it
+    beside = b'[{"x":[[1],[2]]}],' * 1000
+    assert json_object(nested(most)) == msgspec.json.decode(nested(most))
+    assert json_object(nested(most, beside)) == msgspec.json.decode(nested(most, beside))
+    for aside in (b"", beside):
+        with pytest.raises(Malformed, match=f"nested more than {bodies.MOST_DEPTH} deep"):
+            json_object(nested(most + 2, aside))
+
+
 def test_a_small_body_may_hold_anything() -> None:
     data = body(b"1e-300", bodies.MOST_EXPONENTS + 100, b"")
     assert len(data) < bodies._SMALL

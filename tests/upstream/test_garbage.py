@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import pytest
 
-from conftest import Answer, Serve, Served
+from conftest import CHAT, Answer, Serve, Served
 from doubles.talk import Script, Server, Talk
 from doubles.upstream import (
     DEADLINE,
@@ -385,6 +385,30 @@ async def test_a_body_without_an_end(
     assert (answer.status, answer.error["code"]) == (502, answer.error["code"])
     assert "over 1000000 bytes" in answer.error["message"]
     assert double.requests[-1].written < 20_000_000
+
+
+async def test_a_stream_without_an_end_that_nobody_may_see_before_it(
+    tropilla: Served, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arriving, "MAX_WHOLE", 1_000_000)
+
+    async def endless(asked: Exchange) -> None:
+        await asked.head()
+        while True:
+            await asked.send(chunk("x" * 10_000))
+
+    double.on(PATH, endless)
+    answer = await tropilla.chat(stream=False)
+    assert (answer.status, "over 1000000 bytes" in answer.error["message"]) == (502, True)
+    assert double.requests[-1].written < 20_000_000
+    # Who reads it as it comes may go on.
+    raw = await tropilla.connect()
+    await raw.post(PATH, CHAT | {"stream": True})
+    assert (await raw.head())[0] == 200
+    read = 0
+    while read < 3_000_000:
+        read += len(await raw.reader.read(65536))
+    raw.leave()
 
 
 LLAMA = chunk("Hello")

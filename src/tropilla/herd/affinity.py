@@ -14,7 +14,19 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from tropilla.ir import Chat, Completion, Infill, Request, Text, ToolCall
+from tropilla.ir import (
+    Audio,
+    Chat,
+    Completion,
+    Image,
+    Infill,
+    Opaque,
+    Reasoning,
+    Refusal,
+    Request,
+    Text,
+    ToolCall,
+)
 
 BLOCK = 128
 """Bytes of a block: about 30 tokens of English."""
@@ -26,15 +38,22 @@ MOST_KEPT = 65_536
 """Blocks for each upstream: 8 MB of prompts, in about 6 MB of memory."""
 _LEAST_KEPT = 256
 _FIRST_KEPT = 8192
+_READ = MOST_BLOCKS * BLOCK
+"""Bytes of a prompt that are looked at."""
 
 
 def blocks(request: Request) -> tuple[int, ...]:
     """The chain of a request's prompt; what is shorter than a block has none."""
-    data = b"".join(piece.encode("utf-8", "replace") for piece in _pieces(request))
+    data = bytearray()
+    for piece in _pieces(request):
+        data += piece[:_READ].encode("utf-8", "replace")
+        if len(data) >= _READ:
+            break
+    told = bytes(data[:_READ])
     chain: list[int] = []
     last = hash(request.model)
-    for start in range(0, min(len(data), MOST_BLOCKS * BLOCK) - BLOCK + 1, BLOCK):
-        last = hash((last, data[start : start + BLOCK]))
+    for start in range(0, len(told) - BLOCK + 1, BLOCK):
+        last = hash((last, told[start : start + BLOCK]))
         chain.append(last)
     return tuple(chain)
 
@@ -50,23 +69,38 @@ def _pieces(request: Request) -> Iterator[str]:
     match request.input:
         case Chat(messages=messages, tools=tools):
             if tools:
-                yield msgspec.json.encode(tools).decode()
+                yield _json(tools)
             for message in messages:
                 yield f"\n{message.role}\n"
                 for part in message.parts:
                     match part:
-                        case Text(text=text):
+                        case Text(text=text) | Reasoning(text=text) | Refusal(text=text):
                             yield text
                         case ToolCall(name=name, arguments=arguments):
                             yield f"{name}{arguments}"
-                        case _:
-                            # Images and sounds are large, and are told apart by their ends.
-                            yield repr(part)[-BLOCK:]
+                        case Image(url=data) | Audio(data=data):
+                            yield _sample(data)
+                        case Opaque(body=body):
+                            yield _sample(_json(body))
         case Completion(prompts=prompts):
-            prompt = prompts[0]
-            yield prompt if isinstance(prompt, str) else str(prompt)
+            match prompts[0]:
+                case str(prompt):
+                    yield prompt
+                case list(ids):
+                    yield _json(ids[:_READ])
+                case prompt:
+                    yield _json(prompt)
         case Infill(prefix=prefix, suffix=suffix):
             yield f"{suffix}\n{prefix}"
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _sample(data: str) -> str:
+    """Enough to tell images and sounds apart, which are too large to be read for that."""
+    return f"{len(data)} {data[:: len(data) // BLOCK + 1]} {data[-BLOCK:]}"
 
 
 class Affinity:
