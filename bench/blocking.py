@@ -31,9 +31,16 @@ LIMIT = 100.0
 SIZE = Config().max_text - 1024
 _CHAT, _TEXT, _NATIVE = "/v1/chat/completions", "/v1/completions", "/completion"
 _RESPONSES, _VECTORS, _AFS = "/v1/responses", "/v1/embeddings", "/models/conversation"
-_RANKS = "/v1/rerank"
+_RANKS, _ANTHROPIC, _OLLAMA, _OLLAMA_TEXT = (
+    "/v1/rerank",
+    "/v1/messages",
+    "/api/chat",
+    "/api/generate",
+)
 _MESSAGE = b'{"role":"user","content":%b}'
-_ANY = b'"messages":[%b],"prompt":"x","input":"x"' % (_MESSAGE % b'"x"')
+_SAYS = b'{"max_tokens":1,"messages":['
+"""How a request to Anthropic begins."""
+_ANY = b'"messages":[%b],"prompt":"x","input":"x","max_tokens":1' % (_MESSAGE % b'"x"')
 """What makes a body right wherever it is sent."""
 
 
@@ -91,9 +98,20 @@ def particular() -> list[tuple[str, str, bytes]]:
     enum = b'{"enum":[' + several(b'"v%d"', 4990) + b"]}"
     members = b'"properties":{' + several(b'"p%d":{"type":"string","enum":["a","b"]}', 180) + b"}"
     rich = tool.replace(b'"type":"object"}', b'"type":"object",' + members + b"}")
+    own_tool = b'{"name":"f%d","input_schema":{"type":"object",' + members + b"}}"
+    used = (
+        b'{"role":"assistant","content":[{"type":"tool_use","id":"c%d","name":"f","input":{}}]},'
+        b'{"role":"user","content":[{"type":"tool_result","tool_use_id":"c%d","content":"x"}]}'
+    )
+    called = (
+        b'{"role":"assistant","content":"","tool_calls":[{"function":{"name":"f","arguments":{}}}]}'
+    )
     long_message = _MESSAGE % (b'"%b"' % (b"x" * 1900))
     ids = b"[1,2]"
     data = b"data:image/png;base64," + b"AAAA" * (Config().max_body // 4 - 1024)
+    bare = data.partition(b",")[2]
+    source = b'"source":{"type":"base64","media_type":"image/png","data":"%b"}}' % bare
+    pictured = b'{"role":"user","content":"x","images":[%b]}'
     picture = b'{"type":"image_url","image_url":{"url":"%b"}}' % data
     found = []
     for text, unit in (("words", b"hello world "), ("one letter", b"a"), ("accents", b"\xc3\xa9"),
@@ -106,6 +124,9 @@ def particular() -> list[tuple[str, str, bytes]]:
             (_RESPONSES, text, b'{"input":' + long + b"}"),
             (_VECTORS, text, b'{"input":' + long + b"}"),
             (_AFS, text, b'{"messages":[' + _MESSAGE % long + b"]}"),
+            (_ANTHROPIC, text, _SAYS + _MESSAGE % long + b"]}"),
+            (_OLLAMA, text, b'{"messages":[' + _MESSAGE % long + b"]}"),
+            (_OLLAMA_TEXT, text, b'{"prompt":' + long + b"}"),
         ]
     return [
         *found,
@@ -141,6 +162,24 @@ def particular() -> list[tuple[str, str, bytes]]:
         (_RANKS, "texts", fill(b'{"query":"x","documents":[', b'"x"', b"]}", 137_000)),
         (_RESPONSES, "items", fill(b'{"input":[', _MESSAGE % b'"x"', b"]}", 4096)),
         (_AFS, "messages", fill(b'{"messages":[', _MESSAGE % b'"x"', b"]}", 4096)),
+        (_ANTHROPIC, "a picture",
+         _SAYS + _MESSAGE % (b'[{"type":"image",' + source + b"]") + b"]}"),
+        (_ANTHROPIC, "a document",
+         _SAYS + _MESSAGE % (b'[{"type":"document",' + source + b"]") + b"]}"),
+        (_ANTHROPIC, "messages", fill(_SAYS, _MESSAGE % b'"x"', b"]}", 4096)),
+        (_ANTHROPIC, "parts", fill(_SAYS + b'{"role":"user","content":[', part, b"]}]}", 37_000)),
+        (_ANTHROPIC, "tools", b"{" + _ANY + b',"tools":[' + several(own_tool, 180) + b"]}"),
+        (_ANTHROPIC, "calls", _SAYS + several(used, 2048) + b"]}"),
+        (_ANTHROPIC, "parts of a system",
+         fill(_SAYS + _MESSAGE % b'"x"' + b'],"system":[', part, b"]}", 37_000)),
+        (_OLLAMA, "a picture", b'{"messages":[' + pictured % (b'"%b"' % bare) + b"]}"),
+        (_OLLAMA, "pictures", fill(b'{"messages":[' + pictured[:-4], b'"AAAA"', b"]}]}", 149_000)),
+        (_OLLAMA, "messages", fill(b'{"messages":[', _MESSAGE % b'"x"', b"]}", 4096)),
+        (_OLLAMA, "tools", b"{" + _ANY + b',"tools":[' + several(rich, 180) + b"]}"),
+        (_OLLAMA, "a schema", b"{" + _ANY + b',"format":' + schema + b"}"),
+        (_OLLAMA, "calls", fill(b'{"messages":[', called, b"]}", 4096)),
+        (_OLLAMA_TEXT, "a picture", b'{"prompt":"x","images":["%b"]}' % bare),
+        (_OLLAMA_TEXT, "a context", fill(b'{"prompt":"x","context":[', b"1", b"]}", 1_490_000)),
     ]  # fmt: skip
 
 
@@ -190,7 +229,8 @@ async def measure(times: int) -> list[tuple[str, str, int, float, bytes]]:
         gc.freeze()
         clock = Clock()
         cases = [(path, name, body) for name, body in anywhere().items()
-                 for path in (_CHAT, _NATIVE, _RESPONSES, _VECTORS)] + particular()  # fmt: skip
+                 for path in (_CHAT, _NATIVE, _RESPONSES, _VECTORS, _ANTHROPIC, _OLLAMA)
+                 ] + particular()  # fmt: skip
         for path, name, body in cases:
             longest, told = 0.0, b""
             for _ in range(times):

@@ -117,6 +117,32 @@ def test_a_result_finds_its_call_by_name_by_place_or_by_id() -> None:
     ]  # fmt: skip
 
 
+def test_very_many_calls_find_their_results() -> None:
+    def call(name: str, **more: Any) -> dict[str, Any]:
+        return {"function": {"name": name}, **more}
+
+    many = [call("a"), call("b"), *[call("c")] * 20_000]
+    results = [{"role": "tool", "content": "x", "tool_name": name} for name in ("c", "x", "b", "a")]
+    asked = {"role": "assistant", "tool_calls": many}
+    told = [one.tool_call_id for one in messages(asked, *results)[1:]]
+    assert told == ["call_0_2", "call_0_0", "call_0_1", "call_0_3"]
+    # Of an id that comes again the last call is meant.
+    twice = {"role": "assistant", "tool_calls": [call("a", id="1"), call("b", id="1")]}
+    told = [one.tool_call_id for one in messages(twice, *results)[1:]]
+    assert told == ["1", "call", "call", "call"]
+
+
+def test_pictures_are_counted_in_all_messages() -> None:
+    most = ollama.messages.MOST_PICTURES
+    assert len(messages({"role": "user", "images": ["AAAA"] * most})[0].parts) == most
+    many = {"role": "user", "images": ["AAAA"] * (most // 2)}
+    one, more = ({"role": "user", "images": ["AAAA"] * count} for count in (1, most + 1))
+    for values in ([many, many, one], [{"role": "user"}, {"role": "user"}, more]):
+        with pytest.raises(Malformed) as caught:
+            messages(*values)
+        assert caught.value.problem.param == "messages.2.images"
+
+
 def test_a_result_of_nothing_is_no_crash() -> None:
     assert messages({"role": "tool", "content": "x"})[0].tool_call_id == "call"
 
@@ -132,9 +158,13 @@ def test_generate_is_a_conversation_raw_text_or_a_hole() -> None:
     assert isinstance(generate(**empty).input, Chat), "the packages say much that is nothing"
 
 
+def test_what_could_not_be_sent_back_is_not_remembered() -> None:
+    assert ollama.request.context_of(generate(), "x" * 1_000_000) == {}
+
+
 def test_what_was_said_is_remembered_by_numbers() -> None:
     first = generate(system="Be kind.")
-    context = ollama.request.context_of(first, "Good day.")
+    context = ollama.request.context_of(first, "Good day.")["context"]
     assert all(type(number) is int for number in context)
     again = generate(prompt="And?", context=context)
     assert isinstance(again.input, Chat)

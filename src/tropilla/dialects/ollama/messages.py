@@ -6,6 +6,7 @@ meant is the first of that name which has no answer yet.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import msgspec
@@ -30,6 +31,8 @@ from tropilla.ir import (
     ToolCall,
 )
 
+MOST_PICTURES = 4096
+"""Of one request: more would keep everybody else waiting while they are read."""
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _BASE64 = ";base64,"
 _PICTURES = {
@@ -42,23 +45,47 @@ def parse_messages(values: list[Json]) -> tuple[Message, ...]:
     """The messages of a client's request."""
     check_length(values, "messages", MOST_MESSAGES)
     told: list[Message] = []
-    open_: list[ToolCall] = []
+    calls, pictures = _Calls(), 0
     for number, value in enumerate(values):
         message = _parse_message(value, f"messages.{number}", number)
+        pictures += sum(isinstance(part, Image) for part in message.parts)
+        if pictures > MOST_PICTURES:
+            why = f"expected at most {MOST_PICTURES} pictures in all messages."
+            raise invalid(f"messages.{number}.images", why, "array_above_max_length")
         if message.role == "tool" and message.tool_call_id is None:
-            message = msgspec.structs.replace(message, tool_call_id=_meant(message.name, open_))
-        open_ = [call for call in open_ if call.id != message.tool_call_id]
-        open_ += [part for part in message.parts if isinstance(part, ToolCall)]
+            message = msgspec.structs.replace(message, tool_call_id=calls.meant(message.name))
+        if message.tool_call_id is not None:
+            calls.answered(message.tool_call_id)
+        for part in message.parts:
+            if isinstance(part, ToolCall):
+                calls.made(part)
         told.append(message)
     return tuple(told)
 
 
-def _meant(name: str | None, calls: list[ToolCall]) -> str:
-    """The call that an answer answers."""
-    named = [call.id for call in calls if name in {None, call.name}]
-    if named:
-        return named[0]
-    return calls[0].id if calls else "call"
+class _Calls:
+    """The calls that have no answer yet, in their order; there may be very many."""
+
+    def __init__(self) -> None:
+        self._names: OrderedDict[str, str] = OrderedDict()
+        """Of each by its id."""
+        self._named: dict[str, OrderedDict[str, None]] = {}
+        """Their ids by their names."""
+
+    def made(self, call: ToolCall) -> None:
+        self.answered(call.id)
+        self._names[call.id] = call.name
+        self._named.setdefault(call.name, OrderedDict())[call.id] = None
+
+    def meant(self, name: str | None) -> str:
+        """The id of the call that an answer answers."""
+        named = self._named.get(name) if name is not None else None
+        return next(iter(named or self._names), "call")
+
+    def answered(self, id_: str) -> None:
+        name = self._names.pop(id_, None)
+        if name is not None:
+            del self._named[name][id_]
 
 
 def _parse_message(value: Json, path: str, number: int) -> Message:
@@ -87,6 +114,7 @@ def _parse_message(value: Json, path: str, number: int) -> Message:
 
 def read_images(values: list[Json] | None, path: str) -> list[Image]:
     """Pictures in base64; some clients send them as `data:` URLs."""
+    check_length(values or [], path, MOST_PICTURES)
     told = []
     for place, value in enumerate(values or ()):
         at = f"{path}.{place}"
@@ -120,13 +148,15 @@ def parse_tools(values: list[Json]) -> tuple[Tool, ...]:
     """The tools of a client's request."""
     check_length(values, "tools", MOST_TOOLS)
     told: list[Tool] = []
+    names: set[str] = set()
     for place, value in enumerate(values):
         fields = Fields(value, f"tools.{place}")
         fields.choice("type", ("function",))
         function = Fields(fields.any("function"), fields.at("function"))
         name = function.required("name")
-        if not name or name in {tool.name for tool in told}:
+        if not name or name in names:
             raise invalid(function.at("name"), f"'{name}' is empty, or there already.")
+        names.add(name)
         parameters = function.object("parameters")
         if parameters is not None:
             _formats.check(parameters, function.at("parameters"), "invalid_function_parameters")

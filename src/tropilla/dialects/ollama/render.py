@@ -150,7 +150,7 @@ class _Renderer:
             body = {"message": {"role": "assistant", "content": ""}}
         body |= {"done": True, "done_reason": _reason(reason)}
         if self._remembers:
-            body["context"] = context_of(self._request, "".join(self._texts))
+            body |= context_of(self._request, "".join(self._texts))
         body |= _numbers(event.usage, event.timings, self._stamp)
         if told := _chances(chances, self._request):
             body["logprobs"] = told
@@ -191,7 +191,7 @@ def render_answer(answer: Answer, request: Request, stamp: Stamp) -> bytes:
         body["message"] = {"role": "assistant", "content": text} | said
     body |= {"done": True, "done_reason": _reason(choice.reason)}
     if _has_context(request):
-        body["context"] = context_of(request, text)
+        body |= context_of(request, text)
     if chances := _chances(choice.logprobs, request):
         body["logprobs"] = chances
     return encode(body | _numbers(answer.usage, answer.timings, stamp) | answer.extras)

@@ -48,6 +48,8 @@ _EFFORTS = {"minimal": "low", "xhigh": "max"}
 """What Ollama has no word for."""
 _FORMAT = "format"
 _MOST_TOPS = 20
+_MOST_CONTEXT = 1_000_000
+"""Letters: a body may hold not many more numbers."""
 _Role: TypeAlias = Literal["system", "user", "assistant"]
 _DURATION = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 
@@ -173,17 +175,18 @@ def check_alive(value: Json) -> None:
 # The memory of `/api/generate`: what was said, as a list of numbers.
 
 
-def context_of(request: Request, answer: str) -> list[int]:
+def context_of(request: Request, answer: str) -> JsonObject:
     """What a client sends with its next request, so that this one is remembered.
 
     To clients it is a list of numbers that nobody but the server reads: in Ollama tokens, here
-    the letters of the conversation.
+    the letters of the conversation. There is none of one that is too long to be sent back.
     """
     chat = request.input
     assert isinstance(chat, Chat)  # noqa: S101 - others have no context
     said = [[one.role, "".join(p.text for p in one.parts if isinstance(p, Text))]
             for one in chat.messages]  # fmt: skip
-    return list(encode([*said, ["assistant", answer]]))
+    told = encode([*said, ["assistant", answer]])
+    return {"context": list(told)} if len(told) <= _MOST_CONTEXT else {}
 
 
 def _read_context(values: list[Json] | None) -> tuple[Message, ...]:
