@@ -32,8 +32,11 @@ from tropilla.usage import BYS, WHERE, By
 _PRUNE_SECONDS = 3600.0
 _LOOK_SECONDS = 0.5
 """How often it is asked whether a key has changed."""
-_FRESH_SECONDS = 60.0
-"""How long what was read of the keys is good while the store cannot be asked."""
+_LEAST_SECONDS = 1.0
+"""How long one such question may take at least."""
+_FRESH_SECONDS = 58.0
+"""How long what was read of the keys is good while the store cannot be asked: with these, not more
+than a minute."""
 _DAY = 86400.0
 _FULL = Problem(
     kind="unavailable",
@@ -145,15 +148,23 @@ class Accounts:
         seen = time.monotonic()
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
+            began, why = time.monotonic(), "it does not answer"
+            # A store that only hangs makes them no younger.
+            left = max(_LEAST_SECONDS, seen + _FRESH_SECONDS - began)
             try:
-                await self.look()
-                seen = time.monotonic()
+                async with asyncio.timeout(None if self.stale else left):
+                    await self.look()
+                seen = began
+                continue
             except StoreError as error:
-                if time.monotonic() - seen > _FRESH_SECONDS and not self.stale:
-                    text = "Nobody knows which keys are good any more: {why}"
-                    log.error("keys.stale", text, why=str(error))
-                    self.stale = True
-                    self.changed()
+                why = str(error)
+            except TimeoutError:
+                pass
+            if time.monotonic() - seen > _FRESH_SECONDS and not self.stale:
+                text = "Nobody knows which keys are good any more: {why}"
+                log.error("keys.stale", text, why=why)
+                self.stale = True
+                self.changed()
 
     async def _prune(self) -> None:
         while True:
