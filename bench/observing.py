@@ -18,10 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tropilla import log
-from tropilla.config import AccountsConfig, Config, UpstreamConfig
+from tropilla.config import AccountsConfig, Config, TracesConfig, UpstreamConfig
 from tropilla.journal import Journal
 from tropilla.metrics import Metrics
 from tropilla.record import Record
+from tropilla.server import tracing
 from tropilla.server.metrics import Told
 from tropilla.upstream.fleet import Fleet
 
@@ -83,6 +84,24 @@ async def _costs() -> tuple[float, float]:
     return counted, written
 
 
+def _traced() -> float:
+    """Microseconds in which a request gets its spans; another thread sends them, to nobody."""
+    spans = tracing.spans(TracesConfig(endpoint="http://127.0.0.1:1"))
+    assert spans is not None  # noqa: S101
+
+    def trace(record: Record) -> None:
+        spans.begun(record)
+        record.admitted = 0.001
+        record.asks(record.upstream, "llamacpp", 0.0, 0.0)
+        spans.over(record)
+
+    records = [_record(number) for number in range(_REQUESTS // 10)]
+    began = time.thread_time()
+    for record in records:
+        trace(record)
+    return (time.thread_time() - began) / len(records) * 1e6
+
+
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """As a llama-server answers who looks at it."""
     told = {b"/props": _PROPS, b"/v1/models": _MODELS, b"/metrics": _METRICS, b"/health": b"{}"}
@@ -131,6 +150,7 @@ def main() -> int:
         ("metrics, each request", counted, "us", None),
         ("line of the log, each request", written, "us", None),
         ("both", counted + written, "us", 8.0),
+        ("spans, each request", _traced(), "us", None),
         (f"scrape of {upstreams} upstreams", scrape, "ms", 100.0),
     )
     for what, found, unit, limit in rows:

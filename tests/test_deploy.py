@@ -105,9 +105,13 @@ def test_promtool_has_nothing_to_say(command: list[str]) -> None:
 
 
 def test_the_settings_of_compose_are_settings() -> None:
-    environment = {"TROPILLA_KEY": "a", "TROPILLA_ADMIN_KEY": "b", "POSTGRES_PASSWORD": "c"}
+    environment = {
+        "TROPILLA_KEY": "a", "TROPILLA_ADMIN_KEY": "b", "POSTGRES_PASSWORD": "c",
+        "VALKEY_PASSWORD": "d", "TROPILLA_SECRET": "e",
+    }  # fmt: skip
     config = load(DEPLOY / "tropilla.yaml", environment).config
     assert config.accounts.store == "postgresql://tropilla:c@postgres/tropilla"
+    assert config.accounts.shared == "valkey://:d@valkey:6379"
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
     asked = compose["services"]["gateway"]["environment"]
     assert set(environment) <= set(asked)

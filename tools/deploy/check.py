@@ -108,7 +108,8 @@ def unit() -> str:
 
 def settings() -> str:
     """The settings of compose.yaml, by Tropilla."""
-    environment = dict.fromkeys(("TROPILLA_KEY", "TROPILLA_ADMIN_KEY", "POSTGRES_PASSWORD"), "abc")
+    named = ("TROPILLA_KEY", "TROPILLA_ADMIN_KEY", "TROPILLA_SECRET", "POSTGRES_PASSWORD")
+    environment = dict.fromkeys((*named, "VALKEY_PASSWORD"), "abc")
     run(TROPILLA, "config", "check", "tropilla.yaml", environment=environment)
     return "tropilla config check: tropilla.yaml"
 

@@ -55,6 +55,6 @@ def _count(text: str) -> int:
 
 
 def _flag(text: str) -> bool:
-    if text not in {"true", "false", "1", "0", ""}:
+    if text not in {"true", "false"}:
         raise Malformed("'follow' must be true or false.", param="follow")
-    return text in {"true", "1", ""}
+    return text == "true"
