@@ -146,3 +146,12 @@ async def test_what_gathers_is_counted_as_if_one_by_one(gateway: Serve, double: 
     for bound, count in (("0.01", 2), ("0.25", 2), ("0.5", 3), ("600.0", 3), ("+Inf", 4)):
         assert found[at(f"{name}_bucket", model="m", le=bound)] == count
     assert found[at(f"{name}_sum", model="m")] == pytest.approx(700.315)
+
+
+def test_of_a_gateway_that_is_an_upstream_only_its_upstreams_are_told() -> None:
+    told = (
+        '# TYPE tropilla_upstream_up gauge\ntropilla_upstream_up{upstream="a"} 1\n'
+        '# TYPE llamacpp:x gauge\nllamacpp:x{upstream="a",my_upstream="b",z=",upstream="} 1\n'
+    )
+    line = 'llamacpp:x{upstream="g",exported_upstream="a",my_upstream="b",z=",upstream="} 1'
+    assert list(merged([("g", told)])) == ["# TYPE llamacpp:x gauge", line]

@@ -22,7 +22,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; padding: 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-nav a { margin-right: .8rem; white-space: nowrap; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem .9rem; }
 pre, code { font: 14px/1.45 ui-monospace, monospace; }
 pre { background: var(--soft); border-radius: 6px; overflow-x: auto; padding: .8rem; }
 details { border-bottom: 1px solid var(--line); padding: .35rem 0; }
@@ -41,6 +41,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+_FIRST, _LAST = "OpenAI", "Passed on"
 _METHODS = ("get", "post", "put", "delete")
 _CURL = """curl {base}/v1/chat/completions \\
   -H "Content-Type: application/json" \\
@@ -105,7 +106,7 @@ def _by_tag(document: JsonObject) -> dict[str, list[tuple[str, str, JsonObject]]
             if method in methods:
                 told = methods[method]
                 tags.setdefault(told["tags"][0], []).append((method.upper(), path, told))
-    return tags
+    return dict(sorted(tags.items(), key=lambda one: (one[0] == _LAST, one[0] != _FIRST)))
 
 
 def _anchor(tag: str) -> str:

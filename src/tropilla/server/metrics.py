@@ -27,6 +27,9 @@ _SAMPLE = re.compile(
     r" ([-+0-9.eEinfINFaN]+)(?: [-0-9]+)?"
 )
 _COMMENT = re.compile(r"# (HELP|TYPE) ([a-zA-Z_:][a-zA-Z0-9_:]*) (.*)")
+_OURS = "tropilla_"
+"""What the series of a gateway are called that is an upstream itself: they would be ours."""
+_PAIR = re.compile(r"(\w+)(=\"(?:[^\"\\]|\\.)*\")")
 _PARTS = ("_bucket", "_count", "_sum")
 """What the samples of a histogram are called behind its name."""
 
@@ -109,6 +112,9 @@ def merged(told: Iterable[tuple[str, str]]) -> Iterator[str]:
             elif (sample := _SAMPLE.fullmatch(line)) and samples < _MOST_SAMPLES:
                 samples += 1
                 family, labels, value = sample.groups()
+                if family.startswith(_OURS):
+                    continue
+                labels = _PAIR.sub(_renamed, labels or "")
                 for part in _PARTS:
                     kind = families.get(family.removesuffix(part), ({}, []))[0].get("TYPE", "")
                     if kind in {"histogram", "summary"}:
@@ -121,6 +127,11 @@ def merged(told: Iterable[tuple[str, str]]) -> Iterator[str]:
         if lines:
             yield from (f"# {kind} {family} {rest}" for kind, rest in sorted(comments.items()))
             yield from lines
+
+
+def _renamed(pair: re.Match[str]) -> str:
+    """A label by another name, where the name is taken; Prometheus says it so, too."""
+    return f"exported_{pair[0]}" if pair[1] == "upstream" else pair[0]
 
 
 def _label(name: str) -> str:
