@@ -141,6 +141,9 @@ def test_pictures_are_counted_in_all_messages() -> None:
         with pytest.raises(Malformed) as caught:
             messages(*values)
         assert caught.value.problem.param == "messages.2.images"
+    with pytest.raises(Malformed) as caught:
+        generate(images=["AAAA"] * (most + 1))
+    assert caught.value.problem.param == "images"
 
 
 def test_a_result_of_nothing_is_no_crash() -> None:
