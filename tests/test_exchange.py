@@ -46,6 +46,19 @@ async def test_prompts_in_a_list_are_split_for_a_server_that_misreads_them(
 
 
 @FORMS
+async def test_what_one_of_them_cannot_be_asked_is_known_before_the_first_is(
+    gateway: Serve, double: Double, *, stream: bool
+) -> None:
+    double.on("/completion", streams(*native_told("x")))
+    double.props["build_info"] = "b4401-old"
+    tropilla = await gateway(double)
+    body = {"prompt": ["a", {"prompt_string": "b"}], "stream": stream}
+    answer = await tropilla.ask("POST", "/completion", body)
+    assert (answer.status, answer.error["param"]) == (400, "prompt")
+    assert double.requests == []
+
+
+@FORMS
 @pytest.mark.parametrize("how", ["refused", "broken"])
 async def test_the_second_fails(gateway: Serve, old: Double, how: str, *, stream: bool) -> None:
     bad = answers(500, b"{}") if how == "refused" else breaks(chunk("Hel"))

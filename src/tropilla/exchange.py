@@ -105,7 +105,13 @@ def exchange(upstream: Upstream, back: Dialect, request: Request, *, extras: boo
         return _Single(upstream, back, part, extras=extras)
 
     parts = _split(request, upstream.traits)
-    return ask(parts[0]) if len(parts) == 1 else _Several(ask, parts, request.n)
+    if len(parts) == 1:
+        return ask(parts[0])
+    for part in parts:
+        # Any text can be asked; what cannot is known before the first is.
+        if isinstance(part.input, Completion) and not isinstance(part.input.prompts[0], str):
+            ask(part)
+    return _Several(ask, parts, request.n)
 
 
 def _split(request: Request, traits: Traits) -> list[Request]:
