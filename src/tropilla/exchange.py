@@ -240,7 +240,8 @@ class _Single:
         trace: TracebackType | None,
     ) -> None:
         self._upstream.heard.pop(self, None)
-        cut = any(one is not None and one.hit for one in (self._stops, self._held))
+        stops, held = self._stops, self._held
+        cut = (stops is not None and stops.hit) or (held is not None and held.hit)
         if self._over and not cut and kind is None and self._answer is not None:
             await self._answer.finish()
         self._leave()

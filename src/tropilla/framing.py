@@ -28,6 +28,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 COMMENT = ":"
 _PLAIN_START = b"data: "
+_PLAIN_NEXT = b"\n\ndata: "
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _EMPTY_LINE = re.compile(rb"\n[\r\n]|\r\r")
 
@@ -68,16 +69,18 @@ class SseFramer:
         Raises:
             Malformed: one event is larger than the limit.
         """
-        # Most pieces are one event of one line.
+        # Most pieces are events of one line each, and no part of another.
         if (
-            not (self._size or self._first)
+            not self._size
             and piece.startswith(_PLAIN_START)
-            and piece.find(b"\n") == len(piece) - 2
             and piece.endswith(b"\n\n")
             and len(piece) <= self._limit
             and b"\r" not in piece
         ):
-            return [Frame("", piece[6:-2])]
+            lines = piece[6:-2].split(_PLAIN_NEXT)
+            if piece.count(b"\n") == 2 * len(lines):
+                self._first = False
+                return [Frame("", line) for line in lines]
         self._held.append(piece)
         self._size += len(piece)
         last = self._tail + piece

@@ -565,6 +565,9 @@ def fold(events: Iterable[Event]) -> Answer:
     top: JsonObject = {}
     for event in events:
         match event:
+            case PartDelta(logprobs=None, tokens=None, extras=None):
+                choices[event.choice].texts.append(event.text)
+                continue
             case PartDelta():
                 choice = choices[event.choice]
                 choice.texts.append(event.text)

@@ -365,7 +365,7 @@ async def _stream(
             if not telling.told:
                 record.first = headers.heard() - record.began
             last = batch[-1]
-            over = isinstance(last, ir.Finished | Failed)
+            over = isinstance(last, _ENDS)
             if telling.told or not over:
                 batch = joint.joined(batch)
             if isinstance(last, Failed) and not telling.told:
@@ -403,7 +403,7 @@ async def _whole(
         told.extend(batch)
         return True
 
-    while not told or not isinstance(told[-1], ir.Finished | Failed):
+    while not told or not isinstance(told[-1], _ENDS):
         told += await answer.next(take if told else None)
         if record.first is None and told:
             record.first = perf_counter() - record.began
@@ -420,6 +420,7 @@ async def _whole(
     await reply.whole(200, body, headers())
 
 
+_ENDS = (ir.Finished, Failed)
 _ENDED = Problem(kind="unavailable", message="Tropilla was ended.", retry_after=1)
 _TOO_DEEP = Problem(kind="upstream_failed", message="The upstream's JSON is nested too deeply.")
 

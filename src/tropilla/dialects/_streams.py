@@ -31,11 +31,13 @@ _text = msgspec.json.Decoder(str).decode
 class _Like:
     """A frame that told one text and nothing else: what is around that text, and what it told."""
 
-    __slots__ = ("after", "before", "choice", "extras", "least")
+    __slots__ = ("after", "before", "begin", "choice", "end", "extras", "least")
 
     def __init__(self, before: bytes, after: bytes, told: PartDelta) -> None:
         self.before = before
         self.after = after
+        self.begin, self.end = len(before), -len(after)
+        """Where the text is."""
         self.least = len(before) + len(after) + 3
         """Bytes of a frame with a text: its quotes, and what is in them."""
         self.choice: int = told.choice
@@ -43,12 +45,13 @@ class _Like:
 
     def text(self, data: bytes) -> str:
         """The text of a frame that is the same but for that; empty if it is another."""
-        before, after = self.before, self.after
-        if len(data) < self.least or not (data.startswith(before) and data.endswith(after)):
+        if not (
+            data.startswith(self.before) and data.endswith(self.after) and len(data) >= self.least
+        ):
             return ""
         try:
             # What is one string of JSON in the place of another changes nothing around it.
-            return _text(data[len(before) : -len(after)])
+            return _text(data[self.begin : self.end])
         except (msgspec.DecodeError, UnicodeDecodeError):
             return ""
 

@@ -87,6 +87,10 @@ _LARGE = 4 * 1024 * 1024
 _NATIVE = "llamacpp"
 _DEFAULT = "openai_chat"
 _DEFAULT_PATH = "/v1/chat/completions"
+_METERED = (Generate, Measure, Forward)
+"""What takes something of an upstream."""
+_SPOKEN = (*_METERED, Count, Kept, View)
+"""What is asked in a dialect that its path tells."""
 TRACE, STATE = trace.PARENT.encode(), trace.STATE.encode()
 
 
@@ -218,11 +222,11 @@ class Gateway:
         action = methods.get(call.method) if methods else None
         if action is None and methods and call.method == "HEAD":
             action = methods.get("GET")
-        if isinstance(action, Generate | Measure | Forward | Count | Kept | View):
+        if isinstance(action, _SPOKEN):
             call.dialect = dialects.named(action.dialect)
             call.record.dialect = action.dialect
         await self._door.enter(call, action)
-        if isinstance(action, Generate | Measure | Forward):
+        if isinstance(action, _METERED):
             self._meter(call)
         if methods is None:
             message = f"Invalid URL ({call.method} {call.path}): File Not Found"

@@ -46,6 +46,11 @@ def parse_messages(values: list[Json]) -> tuple[Message, ...]:
 
 
 def _parse_message(value: Json, path: str, number: int, called: dict[str, str]) -> Message:
+    match value:
+        case {"role": "system" | "user" | "assistant" as said, "content": str(text)} if (
+            len(value) == 2
+        ):
+            return Message(role=said, parts=(Text(text=text),))  # as most are
     fields = Fields(value, path)
     role: Any = fields.choice("role", _ROLES)
     if role is None:

@@ -45,14 +45,14 @@ from tropilla.ir import (
     Usage,
 )
 
-_TOP = {
+_TOP = frozenset({
     "id", "object", "created", "model", "system_fingerprint", "choices", "usage", "timings",
     "prompt_progress",
-}  # fmt: skip
-_CHOICE = {"index", "delta", "finish_reason", "logprobs"}
-_SAYING = {
+})  # fmt: skip
+_CHOICE = frozenset({"index", "delta", "finish_reason", "logprobs"})
+_SAYING = frozenset({
     "content", "refusal", "reasoning_content", "reasoning", "tool_calls", "function_call",
-}  # fmt: skip
+})  # fmt: skip
 _DELTA = _SAYING | {"role"}
 
 
@@ -135,7 +135,7 @@ class _Parser(_streams.Parser):
             top, told = {}, True
 
     def _top(self, chunk: JsonObject) -> JsonObject:
-        if not self._extras or chunk.keys() <= _TOP:
+        if not self._extras or _TOP.issuperset(chunk):
             return {}
         return {key: chunk[key] for key in chunk.keys() - _TOP}
 
@@ -211,8 +211,9 @@ class _Parser(_streams.Parser):
         )
 
     def _extras_of(self, item: JsonObject, delta: JsonObject, top: JsonObject) -> Extras | None:
-        known = item.keys() <= _CHOICE and delta.keys() <= _DELTA
-        if not self._extras or (known and not top):
+        if not self._extras:
+            return None
+        if not top and _CHOICE.issuperset(item) and _DELTA.issuperset(delta):
             return None
         choice = {key: item[key] for key in item.keys() - _CHOICE}
         part = {key: delta[key] for key in delta.keys() - _DELTA}

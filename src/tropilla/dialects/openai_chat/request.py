@@ -30,6 +30,9 @@ from tropilla.dialects.openai_chat.tools import (
 from tropilla.ir import Chat, Format, Json, JsonObject, Malformed, Request, Traits
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_CALLING = frozenset({
+    "tools", "functions", "tool_choice", "function_call", "parallel_tool_calls",
+})  # fmt: skip
 _SCHEMA = "response_format.json_schema.schema"
 _BAD_SCHEMA = "invalid_json_schema"
 
@@ -67,6 +70,11 @@ def parse_request(body: JsonObject, path: str) -> Request:  # noqa: ARG001 - one
 
 
 def _parse_chat(fields: Fields, messages: list[Json]) -> Chat:
+    if _CALLING.isdisjoint(fields.rest):
+        return Chat(
+            messages=parse_messages(messages),
+            reasoning_effort=fields.choice("reasoning_effort", _EFFORTS),
+        )
     tools = parse_tools(fields.array("tools", MOST_TOOLS) or [])
     functions = parse_functions(fields.array("functions", MOST_TOOLS) or [])
     choice = parse_choice(fields.any("tool_choice"), tools)
