@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -167,3 +168,26 @@ def test_a_terminal_gets_words() -> None:
         code = f"{BEGIN} log.begin(sys.stderr); log.info('x', 'It')"
         subprocess.run([sys.executable, "-c", code], stderr=terminal, check=True)
         assert shown.read(100) == b"It\r\n"
+
+
+def test_a_log_that_nobody_reads_holds_nobody_up() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        out = log.Out(stream, "json")
+        for number in range(20_000):
+            out.write([f"{number:0100}"])
+        found = b""
+        while len(found) < 900_000:  # what waits comes with what is written next
+            found += os.read(reading, 1 << 20)
+            out.write([])
+        os.set_blocking(reading, False)
+        while True:
+            try:
+                found += os.read(reading, 1 << 20)
+            except BlockingIOError:
+                break
+            out.write([])
+    os.close(reading)
+    *lines, last = [line for line in found.decode().splitlines() if line]
+    assert lines == [f"{number:0100}" for number in range(len(lines))]
+    assert last == f"{20_000 - len(lines)} lines of the log are lost: nobody read it."

@@ -223,4 +223,6 @@ class Journal:
     def close(self) -> None:
         """Write what waits, and hear of nothing more."""
         self.write()
+        if log.out is not None:
+            log.out.finish()
         logging.getLogger().removeHandler(self._events)

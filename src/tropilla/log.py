@@ -7,11 +7,15 @@ below their line. Nothing here knows what is secret: whoever tells an event leav
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import select
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple, TextIO, TypeAlias
+from threading import Lock
+from typing import Any, Literal, TextIO, TypeAlias
 
 import msgspec
 
@@ -22,6 +26,12 @@ MOST_TEXT = 500
 """Characters of one text."""
 MOST_LINES = 100
 """Texts of one list, and lines of a traceback: of that, the last ones."""
+
+_PIECE = 4096
+"""Bytes for which a pipe has place if it has any (PIPE_BUF)."""
+_MOST_HELD = 1024 * 1024
+"""Bytes that wait for who reads the log."""
+_LAST_MILLISECONDS = 1000
 
 _log = logging.getLogger("tropilla")
 
@@ -87,20 +97,83 @@ def moment(at: float) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{part:03d}Z"
 
 
-class Out(NamedTuple):
-    """Where the log goes, and how."""
+class Out:
+    """Where the log goes, and how. Who does not read it holds nobody up: it waits, or is lost."""
 
-    stream: TextIO
-    form: Form
+    def __init__(self, stream: TextIO, form: Form) -> None:
+        self.form = form
+        self._stream = stream
+        self._file = _file_of(stream)
+        self._held = bytearray()
+        self._lost = 0
+        self._turn = Lock()
 
     def write(self, lines: Sequence[str]) -> None:
-        """Write lines that are complete, in one piece; nobody may be there any more to read them.
+        """Write lines that are complete, as far as there is place for them."""
+        text = "\n".join([*lines, ""])
+        if self._file is None:
+            with suppress(OSError, ValueError):
+                self._stream.write(text)
+                self._stream.flush()
+            return
+        with self._turn:
+            if len(self._held) > _MOST_HELD:
+                self._lost += len(lines)
+            else:
+                self._held += text.encode("utf-8", "backslashreplace")
+            self._pour(self._file, 0)
+            if self._lost and not self._held:
+                lost, self._lost = self._lost, 0
+                self._held += f"{lost} lines of the log are lost: nobody read it.\n".encode()
+                self._pour(self._file, 0)
 
-        It is for who has many of them: an event has a line of its own.
-        """
-        with suppress(OSError, ValueError):
-            self.stream.write("\n".join([*lines, ""]))
-            self.stream.flush()
+    def finish(self) -> None:
+        """Write what waits, if somebody reads it soon."""
+        if self._file is not None:
+            with self._turn:
+                self._pour(self._file, _LAST_MILLISECONDS)
+
+    def _pour(self, file: int, patience: int) -> None:
+        held = self._held
+        while held:
+            # So much is written at once, or not at all, and where possible whole lines.
+            end = held.rfind(b"\n", 0, _PIECE) + 1 or _PIECE
+            try:
+                if not _has_place(file, patience):
+                    return
+                del held[: os.write(file, held[:end])]
+            except BlockingIOError:
+                return
+            except OSError:
+                held.clear()  # nobody is there any more
+
+
+def _file_of(stream: TextIO) -> int | None:
+    """The number of a file that can be asked whether it has place."""
+    try:
+        return stream.fileno() if hasattr(select, "poll") else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _has_place(file: int, milliseconds: int) -> bool:
+    poll = select.poll()
+    poll.register(file, select.POLLOUT)
+    return bool(poll.poll(milliseconds))
+
+
+class _Handler(logging.Handler):
+    """Writes each event."""
+
+    def __init__(self, to: Out) -> None:
+        super().__init__()
+        self._to = to
+        self.setFormatter(Human() if to.form == "human" else Json())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one."""
+        with suppress(Exception):  # who tells of something does not fail by it
+            self._to.write([self.format(record)])
 
 
 out: Out | None = None
@@ -112,9 +185,8 @@ def begin(stream: TextIO, form: Form | None = None) -> None:
     global out  # noqa: PLW0603 - as there is one root of all loggers
     form = form or ("human" if stream.isatty() else "json")
     out = Out(stream, form)
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(Human() if form == "human" else Json())
-    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    atexit.register(out.finish)
+    logging.basicConfig(handlers=[_Handler(out)], level=logging.INFO)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
