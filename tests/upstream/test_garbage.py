@@ -306,6 +306,7 @@ def told_of(answer: Answer) -> tuple[str, bool, bool]:
     """The text that a client has heard, whether it was told to the end, and whether of an error."""
     if not answer.headers["content-type"].startswith(SSE):
         if answer.status != 200:
+            assert answer.status >= 500, "it is not the client's fault"
             assert answer.error["message"]
             return "", False, True
         (choice,) = answer.json["choices"]
@@ -315,7 +316,9 @@ def told_of(answer: Answer) -> tuple[str, bool, bool]:
     ended = any(
         choice["finish_reason"] == "stop" for one in told for choice in one.get("choices", ())
     )
-    return answer.text, ended, any("error" in one for one in told)
+    errors = [one["error"] for one in told if "error" in one]
+    assert all(error["type"] == "server_error" for error in errors), errors
+    return answer.text, ended, bool(errors)
 
 
 def cut(at: int) -> Callable[[Exchange], Awaitable[None]]:
