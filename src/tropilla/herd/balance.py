@@ -118,13 +118,16 @@ def pick(
     """
     verdicts = [judge(one, model, needs) for one in candidates]
     ready = [index for index, told in enumerate(verdicts) if told in _READY]
-    for shunned in (
-        {index for index, one in enumerate(candidates) if one.quarantined},
-        set(avoid),
-    ):
-        if left := [index for index in ready if index not in shunned]:
-            ready = left
+    if len(ready) > 1:
+        for shunned in (
+            {index for index, one in enumerate(candidates) if one.quarantined},
+            set(avoid),
+        ):
+            if left := [index for index in ready if index not in shunned]:
+                ready = left
     free = [index for index in ready if verdicts[index] != "full"]
+    if len(free) == 1:
+        return Pick(index=free[0])
     if free:
         index = max(
             free,
