@@ -260,7 +260,9 @@ def _log_end(origin: Origin, lease: Lease, used: Usage) -> None:
 def _prepared(request: Request, lease: Lease) -> tuple[Request, tuple[str, ...]]:
     """The request as this upstream is asked it, and what of it is lost."""
     traits = lease.upstream.traits
-    wanted = msgspec.structs.replace(request, model=lease.there)
+    wanted = request
+    if lease.there != request.model:
+        wanted = msgspec.structs.replace(request, model=lease.there)
     template = lease.template or _own_template(request, traits)
     lost: tuple[str, ...] = ()
     if not traits.strict:

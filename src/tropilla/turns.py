@@ -28,6 +28,8 @@ def joined(request: Request) -> Request:
             turns[-1] = msgspec.structs.replace(last, parts=last.parts + one.parts)
         else:
             turns.append(one)
+    if tuple(turns) == chat.messages:
+        return request
     return msgspec.structs.replace(
         request, input=msgspec.structs.replace(chat, messages=tuple(turns))
     )

@@ -611,9 +611,11 @@ _SESSIONS = (b"x-session-id", b"x-claude-code-session-id")
 
 def _session(call: Call, request: Request) -> str:
     """What the client says belongs together."""
+    for name in _SESSIONS:
+        if told := call.text(name):
+            return told
     hint = request.extras.get("prompt_cache_key")
-    told = next(filter(None, map(call.text, _SESSIONS)), "")
-    return told or (hint if type(hint) is str else "")
+    return hint if type(hint) is str else ""
 
 
 def _allowed(methods: Methods) -> list[str]:

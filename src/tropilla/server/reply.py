@@ -59,16 +59,15 @@ def head(
     A value that would end its line goes on in it instead: what an upstream is called, or says, is
     nobody's header.
     """
-    lines = [
+    told = [f"content-type: {_one_line(content_type)}\r\n"]
+    told += [f"{name}: {_one_line(value)}\r\n" for name, value in more]
+    return b"%b%bdate: %b\r\nopenai-processing-ms: %d\r\n%b" % (
         _LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status,
-        f"content-type: {_one_line(content_type)}\r\n".encode("latin-1", "replace"),
-        b"date: %b\r\nopenai-processing-ms: %d\r\n" % (date, round(spent * 1000)),
+        "".join(told).encode("latin-1", "replace"),
+        date,
+        round(spent * 1000),
         _EVERY if shared else b"",
-    ]
-    lines += [
-        f"{name}: {_one_line(value)}\r\n".encode("latin-1", "replace") for name, value in more
-    ]
-    return b"".join(lines)
+    )
 
 
 def _one_line(value: str) -> str:
