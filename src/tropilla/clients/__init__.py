@@ -303,7 +303,7 @@ def _open_webui(place: Place) -> Connection:
     flags = " ".join(f"-e {shlex.quote(f'{name}={value}')}" for name, value in told.items())
     docker = (
         f"docker run -d --network=host {flags} \\\n"
-        "  -v open-webui:/app/backend/data --name open-webui "$OPEN_WEBUI_IMAGE"\n"
+        '  -v open-webui:/app/backend/data --name open-webui "$OPEN_WEBUI_IMAGE"\n'
     )
     form = (
         "Admin Settings > Connections > OpenAI API > + (Add Connection)\n"
@@ -313,7 +313,12 @@ def _open_webui(place: Place) -> Connection:
     return Connection(
         steps=(
             Step("sh", f"{exports}open-webui serve\n", "After pip install open-webui:"),
-            Step("sh", docker, "With Docker, on the same machine; it listens on port 8080:"),
+            Step(
+                "sh",
+                docker,
+                "With Docker, on the same machine, where OPEN_WEBUI_IMAGE is the image that its "
+                "documentation names; it listens on port 8080:",
+            ),
             Step("text", form, "Once it has started it goes by its own database. There:"),
         )
     )
