@@ -13,7 +13,7 @@ from playwright.async_api import expect
 from conftest import Served, Start
 from dashboard.browser import Look
 from doubles.upstream import Double, refuses, streams, told
-from tropilla.config import KeyConfig, LimitsConfig, UpstreamConfig
+from tropilla.config import CaptureConfig, KeyConfig, LimitsConfig, UpstreamConfig
 
 pytestmark = pytest.mark.anyio
 
@@ -97,3 +97,28 @@ async def test_why_the_last_request_was_slow(kept: Kept, look: Begin, double: Do
     await seen.page.locator(".requests tbody a").first.click()
     said = seen.page.locator(".lead")
     await expect(said).to_contain_text("it waited for a free slot")
+
+
+async def test_what_was_said_is_shown_where_it_is_kept(
+    kept: Kept, look: Begin, double: Double
+) -> None:
+    double.on(PATH, streams(*told("Hello")))
+    keys = {"accounts": {"keys": KEYS}}
+    tropilla = await kept(double, **keys, capture=CaptureConfig(enabled=True))
+    await ask(tropilla, "calm")
+    seen = await look(tropilla)
+    page = seen.page
+    await seen.log_in()
+    await page.get_by_role("link", name="Activity").click()
+    await page.locator(".requests tbody a").first.click()
+    await expect(page.locator("#body")).to_contain_text('"content": "Hi"')
+    await expect(page.locator("#asked-1")).to_contain_text('"stream": true')
+    assert f"curl -N {tropilla.url}{PATH}" in await page.locator("#curl").inner_text()
+    await seen.check()
+    await page.get_by_label("Key").fill("calm-key")
+    await page.get_by_role("button", name="Replay").click()
+    await expect(page.locator("#replayed")).to_contain_text("Hello")
+    assert len(double.requests) == 2
+    assert double.requests[0].json == double.requests[1].json
+    assert "calm-key" not in await page.content()
+    assert seen.wrong == []

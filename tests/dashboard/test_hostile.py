@@ -13,7 +13,7 @@ from playwright.async_api import expect
 from conftest import Answer, Serve, Served, Start
 from dashboard.browser import ADMIN, Look
 from doubles.upstream import Double, refuses, streams, told
-from tropilla.config import KeyConfig
+from tropilla.config import CaptureConfig, KeyConfig
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +44,7 @@ async def test_nothing_that_others_say_runs(kept: Kept, look: Begin, doubles: St
     keys = {
         text: KeyConfig(key=f"key-{at}", team=text, tags=(text,)) for at, text in enumerate(HOSTILE)
     }
-    tropilla = await kept(one, other, accounts={"keys": keys})
+    tropilla = await kept(one, other, accounts={"keys": keys}, capture=CaptureConfig(enabled=True))
     ids = []
     for at, text in enumerate(HOSTILE):
         headers = {"Authorization": f"Bearer key-{at}", "x-session-id": text}

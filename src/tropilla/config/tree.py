@@ -211,6 +211,17 @@ class ResponsesConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of all that is kept; beyond, what was not used for longest goes first."""
 
 
+class CaptureConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept in memory of what was asked, word for word, for the dashboard."""
+
+    enabled: bool = False
+    """Keep it: whoever has the admin key can read what clients have said."""
+    seconds: Seconds = 600.0
+    """After so many it is gone."""
+    max_bytes: Annotated[int, Meta(ge=0, le=2**24)] = 65536
+    """Bytes of each text; of a longer one the beginning is kept."""
+
+
 class AccountsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept of who used what."""
 
@@ -269,6 +280,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that wait for a free slot."""
     responses: ResponsesConfig = ResponsesConfig()
     """What is kept of the Responses API."""
+    capture: CaptureConfig = CaptureConfig()
+    """What is kept of what was asked, word for word; nothing, if it is not told to."""
     accounts: AccountsConfig = AccountsConfig()
     """What is kept of who used what."""
     traces: TracesConfig = TracesConfig()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+
+import msgspec
 
 from tropilla.activity import Count
 from tropilla.dashboard.house import House, Pages, Told, Visit, named, number, seconds
@@ -213,7 +216,6 @@ def _reasons(house: House, one: Record) -> list[dict[str, Any]]:
 
 
 async def _one(house: House, visit: Visit, actor: Account, rest: str) -> Told:
-    del visit
     authorize(actor, "operate")
     one = house.activity.find(rest)
     if one is None or not one.metered:
@@ -237,8 +239,48 @@ async def _one(house: House, visit: Visit, actor: Account, rest: str) -> Told:
             ],
             "rate": one.written / (spent - first) if first and spent > first else None,
             "over": one.took is not None,
+            **_captured(house, visit, one),
         },
     )
+
+
+def _captured(house: House, visit: Visit, one: Record) -> dict[str, Any]:
+    """What was said, where it is kept."""
+    found = house.capture.find(one.id)
+    if found is None:
+        return {"captured": False, "captures": house.config.capture.enabled}
+    key = "" if house.is_open() else ' -H "Authorization: Bearer $TROPILLA_KEY"'
+    curl = (
+        f"curl -N {shlex.quote(visit.root + one.path)}{key} -H 'Content-Type: application/json' "
+        f"\\\n  -d {shlex.quote(found.body.text)}\n"
+    )
+    return {
+        "captured": True,
+        "captures": True,
+        "sent": list(found.headers.items()),
+        "text": found.body.text,
+        "whole": found.body.whole,
+        "body": _spread(found.body.text),
+        "asked": [
+            {
+                "place": each.place, "method": each.method, "path": each.path,
+                "body": _spread(each.body.text), "whole": each.body.whole,
+            }
+            for each in found.asked
+        ],
+        "curl": curl,
+        "path": one.path,
+        "keyless": house.is_open(),
+    }  # fmt: skip
+
+
+def _spread(text: str) -> str:
+    """JSON as people read it."""
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return text
+    return msgspec.json.format(text, indent=2)
 
 
 def _facts(one: Record, names: Mapping[str, str]) -> list[tuple[str, str]]:

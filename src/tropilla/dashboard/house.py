@@ -14,6 +14,7 @@ import minijinja
 
 from tropilla import __version__
 from tropilla.activity import Activity
+from tropilla.capture import Capture
 from tropilla.config import Config
 from tropilla.keys import Account, config_id
 from tropilla.keys.ring import Ring, Stored
@@ -46,6 +47,7 @@ class House:
     config: Config
     fleet: Fleet
     activity: Activity
+    capture: Capture
     accounts: Kept | None
     levels: Callable[[Account], Standings]
     """How it stands with somebody's limits."""

@@ -155,6 +155,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Let go of what is kept."""
+        self._ui.close()
         self._responses.close()
         if self._accounts is not None:
             await self._accounts.close()
@@ -318,6 +319,8 @@ class Gateway:
         if len(data) > limit and len(data) - media_in(data) > limit:
             message = f"The body has more than {limit} bytes beside pictures and sounds."
             raise ProblemError(Problem(kind="too_large", message=message))
+        if self._config.capture.enabled and call.record.metered:
+            self._ui.capture.begin(call.record.id, call.texts(), data)
         return data
 
     async def _turn(self, call: Call, action: Generate, body: JsonObject, reply: Reply) -> Turn:

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tropilla.activity import Activity
+from tropilla.capture import Capture
 from tropilla.config import Config
 from tropilla.server.accounts import Accounts
 from tropilla.server.door import Door
@@ -25,6 +26,7 @@ class Ui:
 
     def __init__(self, config: Config, fleet: Fleet, accounts: Accounts | None, door: Door) -> None:
         self.activity = Activity()
+        self.capture = Capture(config.capture)
         self._config = config
         self._fleet = fleet
         self._accounts = accounts
@@ -34,8 +36,13 @@ class Ui:
     def reload(self, config: Config) -> None:
         """Show what another config says."""
         self._config = config
+        self.capture.reload(config.capture)
         if self._dashboard is not None:
             self._dashboard.reload(config)
+
+    def close(self) -> None:
+        """Let go of what is kept."""
+        self.capture.close()
 
     async def answer(self, call: Call, place: str) -> None:
         """Show a page, or do what one of them asks for."""
@@ -49,6 +56,7 @@ class Ui:
                 config=self._config,
                 fleet=self._fleet,
                 activity=self.activity,
+                capture=self.capture,
                 accounts=self._accounts,
                 levels=self._door.admission.levels,
                 who=self._door.who,

@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from tropilla.capture import CAPTURED
 from tropilla.config import TimeoutsConfig
 from tropilla.ir import JsonObject
 from tropilla.trace import TOLD
@@ -133,6 +134,8 @@ class Link:
             path = quote(path, safe=_SENDABLE)
         if (trace := TOLD.get()) is not None:
             headers = trace if headers is None else {**headers, **trace}
+        if (captured := CAPTURED.get()) is not None:
+            captured.asks(self.url, method, path, None if body is None else self.hide(body))
         answer = await self._client.ask(method, path, body, headers, seconds)
         answer.hide = self.hide
         return answer

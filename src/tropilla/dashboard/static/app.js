@@ -52,3 +52,28 @@ function replaceKey(mark, key) {
     code.textContent = originals.get(code).replaceAll(mark, key || mark);
   }
 }
+
+// A request once more, as its client sent it, with the key of this tab.
+const replay = document.getElementById("replay");
+if (replay) {
+  const key = replay.elements.key, shown = document.getElementById("replayed");
+  if (key) key.value = sessionStorage.getItem("key") ?? "";
+  replay.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const headers = { "content-type": "application/json" };
+    if (key) {
+      headers.authorization = `Bearer ${key.value}`;
+      sessionStorage.setItem("key", key.value);
+    }
+    shown.closest(".code").hidden = false;
+    shown.textContent = "";
+    const answer = await fetch(replay.dataset.path, { method: "POST", headers, body: replay.dataset.body });
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    shown.append(`${answer.status} ${answer.statusText}\n`);
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      shown.append(value);
+    }
+  });
+}
