@@ -1,0 +1,140 @@
+"""What accounts cost: the row of a request, a limit on Valkey, and a question to a long ledger.
+
+    python -m bench.accounts
+
+CPU is that of this process alone, all of its threads: the best of several rounds. Valkey (or Redis)
+is started on a socket; without it its lines are left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from doubles import databases
+from tropilla import usage
+from tropilla.config import BudgetConfig, LimitsConfig
+from tropilla.ledger import _ADD, _INSERT, COLUMNS, Ledger, Row, sums
+from tropilla.limits import Amount, Hold, Scope, Spending, cap
+from tropilla.meters.valkey import Shared
+from tropilla.record import Record
+from tropilla.spool import Spool
+from tropilla.store import Store, open_store
+from tropilla.valkey import Valkey
+
+ROUNDS = 5
+TIMES = 2_000
+AT_ONCE = 32
+ROWS = 1_000_000
+_DAYS = 90
+_BATCH = 20_000
+
+
+async def main() -> None:
+    """Measure, and print a line for each."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = await open_store(f"sqlite:///{folder}/accounts.db")
+        try:
+            await _row(store, Path(folder))
+            await _question(store)
+        finally:
+            await store.close()
+    if databases.valkey_bin() is not None:
+        with databases.valkey() as server:
+            await _limit(server.database())
+
+
+def _tell(value: float, unit: str, what: str) -> None:
+    sys.stdout.write(f"{value:9.2f} {unit}  {what}\n")
+    sys.stdout.flush()
+
+
+async def _row(store: Store, folder: Path) -> None:
+    """A row, as a request has it written: with others that end at the same time."""
+    ledger = Ledger(store, Spool(folder / "spool", 2**30))
+    number = 0
+
+    async def client() -> None:
+        nonlocal number
+        for _ in range(TIMES // AT_ONCE):
+            number += 1
+            record = Record(f"req_{number}", "POST", "/v1/chat/completions", time.perf_counter())
+            record.metered, record.model, record.key = True, "m", "key"
+            record.entered = True
+            await ledger.enter(record)
+            ledger.over(record)
+
+    best = loop = float("inf")
+    for _ in range(ROUNDS):
+        began, ours = time.process_time(), time.thread_time()
+        await asyncio.gather(*(client() for _ in range(AT_ONCE)))
+        best = min(best, (time.process_time() - began) / TIMES)
+        loop = min(loop, (time.thread_time() - ours) / TIMES)
+    await ledger.close()
+    _tell(loop * 1e6, "us", f"a row of the ledger, {AT_ONCE} at once: of the gateway's own thread")
+    _tell(best * 1e6, "us", "the same, with the thread that writes to SQLite")
+
+
+def _rows(first: int) -> Iterator[Row]:
+    """Requests of ninety days, by forty keys for three models."""
+    now = time.time()
+    for number in range(first, first + _BATCH):
+        told: dict[str, str | int | float | None] = dict.fromkeys(COLUMNS, 0)
+        told |= {"id": f"row_{number}", "at": now - number / ROWS * _DAYS * 86400}
+        told |= {"key": f"key{number % 40}", "model": f"model{number % 3}", "prompt": 100}
+        told |= dict.fromkeys(("upstream", "dialect", "path", "session", "problem"), "")
+        yield tuple((told | {"finish": "stop", "written": 50, "first_ms": None}).values())
+
+
+async def _question(store: Store) -> None:
+    """`tropilla usage --by day`, of a long ledger."""
+    for first in range(0, ROWS, _BATCH):
+        rows = list(_rows(first))
+        await store.write((_INSERT, rows), (_ADD, sums(rows, {})))
+    for by in (("day",), ("key", "model")):
+        began = time.perf_counter()
+        found = await usage.sums(store, by)
+        spent = time.perf_counter() - began
+        _tell(spent * 1e3, "ms", f"{ROWS} rows summed by {' and '.join(by)}: {len(found)} lines")
+
+
+async def _limit(url: str) -> None:
+    """A limit that gateways share: one round trip, and what is told without waiting."""
+    valkey = await Valkey.open(url)
+
+    async def nothing() -> Spending:
+        return []
+
+    meter = Shared(valkey, nothing)
+    limits = LimitsConfig(requests=10**9, tokens=10**12, concurrent=10**6)
+    key = Scope("key/a", limits, (cap(BudgetConfig(money=10**6, per="month")),))
+    team = Scope("team/t", limits)
+    most, used = Amount(1, 500, 900, 5_000), Amount(1, 300, 300, 3_000)
+    for scopes, what in (((key,), "a key"), ((key, team), "a key and its team")):
+        best = waits = float("inf")
+        for _ in range(ROUNDS):
+            cpu, waited = time.process_time(), 0.0
+            for _ in range(TIMES // 4):
+                asked = time.perf_counter()
+                hold = await meter.reserve(scopes, most)
+                waited += time.perf_counter() - asked
+                assert isinstance(hold, Hold)  # noqa: S101 - there is enough of everything
+                meter.settle(hold, used)
+                meter.release(hold)
+            best = min(best, (time.process_time() - cpu) / (TIMES // 4))
+            waits = min(waits, waited / (TIMES // 4))
+        _tell(best * 1e6, "us", f"{what} on Valkey, with all limits: CPU of the gateway")
+        _tell(waits * 1e6, "us", "and how long a request waits for it")
+    await valkey.close()
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    uvloop.run(main())
