@@ -33,7 +33,7 @@ from tropilla.upstream import lean
 from tropilla.upstream.fleet import Fleet
 
 TOKENS = 16
-_ROUNDS = 40
+_ROUNDS = 100
 _LAST_CHUNK = b"0\r\n\r\n"
 _PER_ANSWER = 50
 """An answer is had once where so many tokens would be: a round of either takes as long."""
@@ -186,7 +186,7 @@ def main() -> None:
     """Measure both ways."""
     parser = argparse.ArgumentParser(prog="bench.inside", description=__doc__.split("\n")[0])
     parser.add_argument("--profile", action="store_true", help="tell where the time goes")
-    parser.add_argument("--times", type=int, default=5000, help="tokens of each round")
+    parser.add_argument("--times", type=int, default=2000, help="tokens of each round")
     asked = parser.parse_args()
     for translates in (False, True):
         measured = _measure(translates=translates, times=asked.times, profile=asked.profile)

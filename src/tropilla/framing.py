@@ -77,9 +77,11 @@ class SseFramer:
             and len(piece) <= self._limit
             and b"\r" not in piece
         ):
+            self._first = False
+            if piece.find(b"\n") == len(piece) - 2:
+                return [Frame("", piece[6:-2])]
             lines = piece[6:-2].split(_PLAIN_NEXT)
             if piece.count(b"\n") == 2 * len(lines):
-                self._first = False
                 return [Frame("", line) for line in lines]
         self._held.append(piece)
         self._size += len(piece)
