@@ -166,6 +166,20 @@ def test_a_bad_part_is_found_by_its_path(part_: Any, at: str, code: str) -> None
     assert told.value.problem.code == code
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({}, ir.Message(role="user", parts=(ir.Text(text="Hi"),))),
+        ({"name": "Ana"}, ir.Message(role="user", parts=(ir.Text(text="Hi"),), name="Ana")),
+        ({"mark": 1}, ir.Message(role="user", parts=(ir.Text(text="Hi"),), extras={"mark": 1})),
+    ],
+)
+def test_what_a_message_says_beside_its_text_is_kept(more: JsonObject, told: ir.Message) -> None:
+    request = asked(messages=[{"role": "user", "content": "Hi", **more}])
+    assert isinstance(request.input, ir.Chat)
+    assert request.input.messages == (told,)
+
+
 def test_a_string_is_one_stop_word() -> None:
     # api_like_OAI.py took it for a list of letters.
     assert asked(stop="END").stop == ("END",)
