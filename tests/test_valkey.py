@@ -99,6 +99,21 @@ async def test_a_server_that_is_not_there_is_told_of(url: str) -> None:
         await Sharing.open(config, None)
 
 
+async def test_a_server_that_wants_another_password_is_told_of(valkey: databases.Valkey) -> None:
+    url = valkey.database()
+    admin = await Wire.open(url)
+    await admin.send("CONFIG", "SET", "requirepass", "p@ss/w")
+    try:
+        path, _, number = url.removeprefix("unix://").partition("?")
+        (await Wire.open(f"unix://:p%40ss%2Fw@{path}?{number}")).close()
+        with pytest.raises(ValkeyError, match=r"socket: WRONGPASS") as told:
+            await Wire.open(f"unix://:wrong@{path}")
+        assert ":wrong" not in str(told.value)
+    finally:
+        await admin.send("CONFIG", "SET", "requirepass", "")
+        admin.close()
+
+
 # The meter.
 
 

@@ -55,9 +55,13 @@ class Wire(asyncio.Protocol):
                     _, wire = await loop.create_connection(
                         cls, place.host, place.port, ssl=place.tls
                     )
-                for command in place.first:
-                    await wire.send(*command)
-        except (OSError, TimeoutError) as error:
+                try:
+                    for command in place.first:
+                        await wire.send(*command)
+                except BaseException:
+                    wire.close()
+                    raise
+        except (OSError, TimeoutError, RefusedError) as error:
             raise ValkeyError(f"{shown(url)}: {str(error) or 'it does not answer'}") from error
         return wire
 
