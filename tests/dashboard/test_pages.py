@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
 from collections.abc import Awaitable, Callable
@@ -97,19 +96,9 @@ async def test_a_day_of_an_operator(  # noqa: PLR0915 - a day is long
     assert (line["key"], line["requests"]) == ("research bot", "1")
     assert int(line["written"]) > 0
 
-    # A slot fills while somebody looks.
     await page.get_by_role("link", name="Herd", exact=True).click()
-    body = {"model": "m", "messages": [{"role": "user", "content": "On and on."}]}
-    long = asyncio.ensure_future(
-        tropilla.ask(
-            "POST", PATH, body | {"max_tokens": 4000, "ignore_eos": True, "stream": True},
-            {"Authorization": f"Bearer {key}"},
-        )
-    )  # fmt: skip
-    await expect(page.locator(".slots .writing")).to_contain_text("tokens/s")
-    await expect(page.locator(".slots .free")).to_have_count(1)
+    await expect(page.locator(".slots .free")).to_have_count(2)
     await seen.check("herd")
-    long.cancel()
 
     # An upstream is drained by hand, and gets nothing until it is resumed.
     await page.get_by_role("button", name="Drain embedded engine").click()
