@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
@@ -124,6 +124,19 @@ async def silent(exchange: Exchange) -> None:
     await exchange.gone.wait()
 
 
+async def endless(exchange: Exchange) -> None:
+    """Write until the gateway leaves. One that never does gets an end, so that its check fails."""
+    await exchange.head()
+    for _ in range(2_000):
+        await exchange.send(chunk(" word"))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(exchange.gone.wait(), 0.01)
+            return
+    for piece in (chunk(reason="length"), USAGE, DONE):
+        await exchange.send(piece)
+    await exchange.end()
+
+
 def called(arguments: str, **more: Any) -> bytes:
     """A piece of a call."""
     call = {"index": 0, "function": {"arguments": arguments, **more}}
@@ -144,6 +157,7 @@ SCRIPTS: dict[str, Callable[[], Script]] = {
     "broken": broken,
     "cut": lambda: breaks(chunk("Once"), chunk(" upon")),
     "silent": lambda: silent,
+    "endless": lambda: endless,
     "caller": caller,
     "odd": lambda: answers(200, b"<html>It works!</html>", "text/html"),
 }

@@ -191,7 +191,8 @@ const groups = {
       assert.ok((await unsteady.messages.create(short)).content.length);
     },
     "a stream that is left": async () => {
-      const stream = await client.messages.create({ ...short, max_tokens: 4000, stream: true });
+      const asked = { ...short, model: "endless", messages: unheard(), stream: true };
+      const stream = await client.messages.create(asked);
       const kinds = [];
       for await (const event of stream) {
         kinds.push(event.type);

@@ -403,7 +403,7 @@ def nobody_listens(client: Client) -> None:
 
 @check("transport")
 def a_stream_that_is_left(client: Client) -> None:
-    parts = iter(client.chat(MODEL, HELLO, stream=True, options={"num_predict": 4000}))
+    parts = iter(client.chat("endless", HELLO, stream=True))
     assert next(parts).message.content is not None
     parts.close()
     assert client.chat(MODEL, HELLO, options=SHORT).done
