@@ -18,15 +18,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from doubles import databases
-from tropilla import usage
+from tropilla.accounts import usage
+from tropilla.accounts.ledger import _ADD, _INSERT, COLUMNS, Ledger, Row, sums
+from tropilla.accounts.limits import Amount, Hold, Scope, Spending, cap
+from tropilla.accounts.meters.valkey import Shared
+from tropilla.accounts.spool import Spool
+from tropilla.accounts.store import Store, open_store
+from tropilla.accounts.valkey import Valkey
 from tropilla.config import BudgetConfig, LimitsConfig
-from tropilla.ledger import _ADD, _INSERT, COLUMNS, Ledger, Row, sums
-from tropilla.limits import Amount, Hold, Scope, Spending, cap
-from tropilla.meters.valkey import Shared
 from tropilla.record import Record
-from tropilla.spool import Spool
-from tropilla.store import Store, open_store
-from tropilla.valkey import Valkey
 
 ROUNDS = 5
 TIMES = 2_000

@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from tropilla.activity import MOST, Activity
 from tropilla.capture import Capture
 from tropilla.config import Config, UpstreamConfig
 from tropilla.dashboard import Dashboard, House, Visit
 from tropilla.herd.balance import Candidate
 from tropilla.herd.pool import Weighed
 from tropilla.ir import Traits
+from tropilla.observing.activity import MOST, Activity
 from tropilla.record import Record
 from tropilla.upstream.fleet import Fleet
 

@@ -13,7 +13,10 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from tropilla.admission import Admission, Need
+from tropilla.accounts.admission import Admission, Need
+from tropilla.accounts.keys import Keys, of_config
+from tropilla.accounts.limits import Amount, Hold, Scope, cap
+from tropilla.accounts.meters.memory import Memory
 from tropilla.config import (
     AccountsConfig,
     BudgetConfig,
@@ -22,9 +25,6 @@ from tropilla.config import (
     LimitsConfig,
     TeamConfig,
 )
-from tropilla.keys import Keys, of_config
-from tropilla.limits import Amount, Hold, Scope, cap
-from tropilla.meters.memory import Memory
 from tropilla.record import Record
 
 ROUNDS = 7

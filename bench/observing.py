@@ -19,8 +19,8 @@ from pathlib import Path
 
 from tropilla import log
 from tropilla.config import AccountsConfig, Config, TracesConfig, UpstreamConfig
-from tropilla.journal import Journal
-from tropilla.metrics import Metrics
+from tropilla.observing.journal import Journal
+from tropilla.observing.metrics import Metrics
 from tropilla.record import Record
 from tropilla.server import tracing
 from tropilla.server.metrics import Told

@@ -19,11 +19,11 @@ from click.testing import CliRunner
 from conftest import Serve, Served
 from doubles.upstream import Double, breaks, chunk, native_told, streams, told
 from test_cli import DEADLINE, POSIX, ask
-from tropilla import usage
+from tropilla.accounts import usage
+from tropilla.accounts.store import StoreError
 from tropilla.cli import main
 from tropilla.config import AccountsConfig, EngineConfig
 from tropilla.server.accounts import Accounts
-from tropilla.store import StoreError
 
 pytestmark = pytest.mark.anyio
 
@@ -135,7 +135,7 @@ async def test_nothing_is_served_that_could_not_be_accounted_for(
     gateway: Serve, double: Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     double.on("/completion", *(streams(*native_told("Hi")) for _ in range(3)))
-    monkeypatch.setattr("tropilla.ledger._RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("tropilla.accounts.ledger._RETRY_SECONDS", 0.01)
     told = AccountsConfig(store=f"sqlite:///{tmp_path}/accounts.db", max_spool=300)
     tropilla = await gateway(double, accounts=told)
     kept = accounts(tropilla)
@@ -210,9 +210,9 @@ def test_what_a_client_calls_a_model_is_no_formula_and_no_markup(tmp_path: Path)
     import asyncio
 
     from test_ledger import record
-    from tropilla.ledger import Ledger
-    from tropilla.spool import Spool
-    from tropilla.store import open_store
+    from tropilla.accounts.ledger import Ledger
+    from tropilla.accounts.spool import Spool
+    from tropilla.accounts.store import open_store
 
     async def fill() -> None:
         store = await open_store(f"sqlite:///{tmp_path}/accounts.db")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tropilla.activity import CELL, CELLS, MOST, Activity
 from tropilla.ir import Problem
+from tropilla.observing.activity import CELL, CELLS, MOST, Activity
 from tropilla.record import Record
 
 

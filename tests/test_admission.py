@@ -13,8 +13,9 @@ import pytest
 from conftest import CHAT, Answer, Serve, Served, Start
 from doubles.databases import Valkey
 from doubles.upstream import Double, answers, breaks, chunk, event, streams
-from tropilla import valkey as valkey_module
-from tropilla.admission import span
+from tropilla.accounts import valkey as valkey_module
+from tropilla.accounts.admission import span
+from tropilla.accounts.meters.valkey import Shared
 from tropilla.config import (
     AccountsConfig,
     BudgetConfig,
@@ -28,7 +29,6 @@ from tropilla.config import (
     UpstreamConfig,
 )
 from tropilla.ir import JsonObject
-from tropilla.meters.valkey import Shared
 
 pytestmark = pytest.mark.anyio
 

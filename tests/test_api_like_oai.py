@@ -19,8 +19,8 @@ import msgspec
 import pytest
 
 from doubles.llama_b1496 import NAME, SEED_IDS, SEED_PROMPT, Llama, llama
-from tropilla import exchange
 from tropilla.config import Config, UpstreamConfig, read_url
+from tropilla.exchanges import exchange
 from tropilla.server.app import Gateway
 from tropilla.server.http import Listener
 from tropilla.server.run import listen

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from tropilla.accounts.keys import mistyped
 from tropilla.cli import main
-from tropilla.keys import mistyped
 
 
 class Keys:

@@ -15,8 +15,8 @@ from doubles.upstream import DONE, Double, Exchange, Script, event, streams
 from grammar import TODAY, check_grammar
 from openapi_schema import check_completion
 from test_openai_upstreams import FORMS, Servers, at, servers
-from tropilla.completing import asked
 from tropilla.dialects import named
+from tropilla.exchanges.completing import asked
 from tropilla.ir import Event, Failed, Finished, PartDelta, PartStarted, Traits
 from tropilla.upstream.http import Link
 from tropilla.upstream.member import Upstream

@@ -25,10 +25,11 @@ from doubles.upstream import (
     event,
     streams,
 )
-from tropilla import counting, ir
+from tropilla import ir
 from tropilla.config import Config, ModelConfig, UpstreamConfig
 from tropilla.dialects import named
-from tropilla.exchange import exchange
+from tropilla.exchanges import counting
+from tropilla.exchanges.exchange import exchange
 from tropilla.herd.pool import Ask
 from tropilla.ir import Usage
 from tropilla.upstream.fleet import Fleet

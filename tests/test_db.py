@@ -11,11 +11,11 @@ from click.testing import CliRunner, Result
 
 from doubles import databases
 from test_ledger import record
-from tropilla import usage
+from tropilla.accounts import usage
+from tropilla.accounts.ledger import Ledger
+from tropilla.accounts.spool import Spool
+from tropilla.accounts.store import migrations, moving, open_store
 from tropilla.cli import main
-from tropilla.ledger import Ledger
-from tropilla.spool import Spool
-from tropilla.store import migrations, moving, open_store
 
 
 def db(*arguments: str) -> Result:

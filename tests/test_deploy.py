@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from conftest import Serve
 from tropilla.config.load import load
-from tropilla.metrics import Metrics
+from tropilla.observing.metrics import Metrics
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "tropilla.json"

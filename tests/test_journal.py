@@ -13,7 +13,7 @@ from conftest import CHAT, Serve, Served
 from doubles.upstream import DEADLINE, DONE, Double, chunk, event, streams, told
 from tropilla import log
 from tropilla.config import AccountsConfig, KeyConfig
-from tropilla.journal import Last
+from tropilla.observing.journal import Last
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tropilla.keys import Keys
+from tropilla.accounts.keys import Keys
 
 BEARER = b"authorization"
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from tropilla import usage
+from tropilla.accounts import usage
+from tropilla.accounts.ledger import SUMS, Ledger
+from tropilla.accounts.spool import Spool
+from tropilla.accounts.store import Cell, Row, Statement, Store, StoreError, open_store
 from tropilla.ir import Problem, Usage
-from tropilla.ledger import SUMS, Ledger
 from tropilla.record import Record
-from tropilla.spool import Spool
-from tropilla.store import Cell, Row, Statement, Store, StoreError, open_store
 
 pytestmark = pytest.mark.anyio
 
@@ -157,7 +157,7 @@ async def test_who_asks_too_much_is_counted_without_a_row(ledger: Ledger, store:
 async def test_rows_of_a_store_that_fails_wait_and_count_once(
     ledger: Ledger, store: Failing, tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tropilla.ledger._RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("tropilla.accounts.ledger._RETRY_SECONDS", 0.01)
     store.fails = when  # nobody knows whether what failed was written
     await ledger.enter(record("a"))
     await ledger.enter(record("b"))
@@ -193,7 +193,7 @@ async def test_a_full_spool_says_so(
     store: Failing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = Ledger(store, Spool(tmp_path / "little", 500))
-    monkeypatch.setattr("tropilla.ledger._RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("tropilla.accounts.ledger._RETRY_SECONDS", 0.01)
     store.fails = "before"
     assert not ledger.full
     for number in range(4):

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tropilla.config import BudgetConfig, LimitsConfig
-from tropilla.limits import (
+from tropilla.accounts.limits import (
     NOTHING,
     WINDOW,
     Amount,
@@ -26,7 +25,8 @@ from tropilla.limits import (
     reserve,
     standings,
 )
-from tropilla.meters.memory import Memory
+from tropilla.accounts.meters.memory import Memory
+from tropilla.config import BudgetConfig, LimitsConfig
 
 ONE = Amount(1, 0, 0, 0)
 TODAY = Date(1, 1)

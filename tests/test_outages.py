@@ -12,7 +12,7 @@ from doubles.databases import Postgres
 from doubles.upstream import Double
 from test_admission import says
 from test_cli import DEADLINE
-from tropilla import usage
+from tropilla.accounts import usage
 from tropilla.config import AccountsConfig
 from tropilla.server import accounts as accounts_module
 from tropilla.server.accounts import Accounts

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tropilla.accounts.prices import MONEY, Prices, billionths, cost
 from tropilla.config import Config, ModelConfig, PriceConfig, UpstreamConfig
-from tropilla.prices import MONEY, Prices, billionths, cost
 
 PRICE = PriceConfig(input=0.15, cached=0.02, output=0.6)
 MONEYS = st.floats(0, 1_000_000)

@@ -15,6 +15,9 @@ import pytest
 
 from conftest import CHAT, Answer, Serve, Served
 from doubles.upstream import Double, answers, streams, told
+from tropilla.accounts.keys.rights import OPERATOR
+from tropilla.accounts.keys.ring import Ring, Terms, open_ring
+from tropilla.accounts.store import open_store
 from tropilla.config import (
     AccountsConfig,
     BudgetConfig,
@@ -24,8 +27,6 @@ from tropilla.config import (
     TermsConfig,
     UpstreamConfig,
 )
-from tropilla.keys.rights import OPERATOR
-from tropilla.keys.ring import Ring, Terms, open_ring
 from tropilla.server.routes import (
     Action,
     Forward,
@@ -41,7 +42,6 @@ from tropilla.server.routes import (
     right_of,
     table,
 )
-from tropilla.store import open_store
 
 pytestmark = pytest.mark.anyio
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from conftest import CHAT, Answer, Serve, Served
 from doubles.upstream import Double, streams, told
+from tropilla.accounts.keys import ANYBODY, Keys, made, mistyped
+from tropilla.accounts.keys.rights import OPERATOR, authorize
+from tropilla.accounts.keys.ring import Ring, known, open_ring, read_terms
+from tropilla.accounts.store import Store, StoreError, open_store
 from tropilla.config import AccountsConfig, BudgetConfig, LimitsConfig, TermsConfig
 from tropilla.ir import Malformed, ProblemError
-from tropilla.keys import ANYBODY, Keys, made, mistyped
-from tropilla.keys.rights import OPERATOR, authorize
-from tropilla.keys.ring import Ring, known, open_ring, read_terms
 from tropilla.server import accounts as accounts_module
-from tropilla.store import Store, StoreError, open_store
 
 pytestmark = pytest.mark.anyio
 

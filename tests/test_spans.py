@@ -15,10 +15,10 @@ import pytest
 
 from conftest import CHAT, Serve, Served, Start
 from doubles.upstream import DEADLINE, DONE, Double, breaks, chunk, event, refuses, streams
-from tropilla import semconv
 from tropilla.config import ConfigError, TracesConfig
 from tropilla.config.load import load
 from tropilla.config.show import show
+from tropilla.observing import semconv
 from tropilla.server import tracing
 
 pytest.importorskip("opentelemetry.sdk", reason="the extra otel is not installed")
@@ -296,7 +296,7 @@ def test_where_spans_go(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
 def test_without_the_extra_it_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tropilla.spans", None)
+    monkeypatch.setitem(sys.modules, "tropilla.observing.spans", None)
     with pytest.raises(ConfigError, match=r"tropilla\[otel\]"):
         tracing.spans(TracesConfig(endpoint="http://127.0.0.1:4318"))
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from grammar import check_grammar
 from strategies import law
 from tropilla import ir
+from tropilla.exchanges.stops import Stops
 from tropilla.ir import ChoiceEnded, Event, Finished, PartDelta, PartEnded, PartStarted, Started
-from tropilla.stops import Stops
 
 
 def answer(*texts: str) -> list[Event]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from tropilla.store import StoreError, migrations, open_store
+from tropilla.accounts.store import StoreError, migrations, open_store
 
 pytestmark = pytest.mark.anyio
 

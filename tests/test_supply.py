@@ -51,7 +51,8 @@ def test_it_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     metadata = {one for one in names if re.match(r"tropilla-[^/]+\.dist-info/", one)}
     assert {one.partition("/")[2] for one in metadata} == METADATA
     kinds = (
-        "**/*.py", "store/migrations/*.sql", "valkey/*.lua", "dashboard/pages/*.html",
+        "**/*.py", "accounts/store/migrations/*.sql", "accounts/valkey/*.lua",
+        "dashboard/pages/*.html",
         "dashboard/static/*.*",
     )  # fmt: skip
     code = [path for kind in kinds for path in (SOURCE / "tropilla").glob(kind)]

@@ -6,7 +6,7 @@ import pytest
 
 from conftest import CHAT, Serve
 from doubles.upstream import Double, answers, streams, told
-from tropilla.trace import read
+from tropilla.observing.trace import read
 
 ID, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 GOOD = f"00-{ID}-{SPAN}-01"

@@ -17,7 +17,12 @@ from doubles import databases
 from doubles.upstream import Double, answers
 from test_admission import says
 from test_cli import DEADLINE
-from tropilla import valkey as valkey_module
+from tropilla.accounts import valkey as valkey_module
+from tropilla.accounts.limits import Amount, Hold, Refused, Scope, Spending, Spent, cap
+from tropilla.accounts.meters.memory import Memory
+from tropilla.accounts.meters.valkey import Shared
+from tropilla.accounts.valkey import Valkey, ValkeyError
+from tropilla.accounts.valkey.wire import IncompleteError, RefusedError, Wire, read
 from tropilla.config import (
     AccountsConfig,
     BudgetConfig,
@@ -26,12 +31,7 @@ from tropilla.config import (
     KeyConfig,
     LimitsConfig,
 )
-from tropilla.limits import Amount, Hold, Refused, Scope, Spending, Spent, cap
-from tropilla.meters.memory import Memory
-from tropilla.meters.valkey import Shared
 from tropilla.server.sharing import Sharing
-from tropilla.valkey import Valkey, ValkeyError
-from tropilla.valkey.wire import IncompleteError, RefusedError, Wire, read
 
 pytestmark = pytest.mark.anyio
 

@@ -21,7 +21,7 @@ import msgspec
 from tropilla import dialects
 from tropilla.dialects import Wire
 from tropilla.dialects._openai import decode, encode
-from tropilla.exchange import BUSY, BUSY_SECONDS, QUEUES
+from tropilla.exchanges.exchange import BUSY, BUSY_SECONDS, QUEUES
 from tropilla.herd.pool import Ask
 from tropilla.ir import Json, Malformed, Problem, ProblemError, UpstreamDialect, Usage
 from tropilla.measures import Counted, Measure

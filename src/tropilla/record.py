@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from tropilla.ir import ChoiceEnded, Event, Failed, Finished, FinishReason, Problem, Usage
-from tropilla.trace import Trace
+from tropilla.observing.trace import Trace
 
 Operation: TypeAlias = Literal["", "chat", "text_completion", "embeddings", "rerank"]
 """What is wanted of a model, where that is known."""

@@ -22,13 +22,13 @@ from urllib.parse import parse_qsl, quote, urlencode
 import msgspec
 
 from tropilla import calls, dialects, ir, log, templates, turns
-from tropilla.completing import Asked
-from tropilla.completing import asked as asking
-from tropilla.counting import prompt_tokens
 from tropilla.dialects import Dialect, Stamp
 from tropilla.dialects._ages import chat_tells
 from tropilla.dialects._openai import decode
-from tropilla.failover import Joint
+from tropilla.exchanges.completing import Asked
+from tropilla.exchanges.completing import asked as asking
+from tropilla.exchanges.counting import prompt_tokens
+from tropilla.exchanges.failover import Joint
 from tropilla.herd.affinity import blocks, session_of
 from tropilla.herd.balance import Ability
 from tropilla.herd.pool import Ask

@@ -16,8 +16,8 @@ from doubles.upstream import Double, answers, chunk, event, streams
 from faults.load import Client
 from faults.score import Line, Run, at_most
 from faults.stage import gateway
-from tropilla import usage
-from tropilla.store import open_store
+from tropilla.accounts import usage
+from tropilla.accounts.store import open_store
 
 KILLS = 200
 REQUESTS = 50

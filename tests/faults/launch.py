@@ -16,15 +16,15 @@ from pathlib import Path
 
 import msgspec
 
+from tropilla.accounts.ledger import Ledger
+from tropilla.accounts.store import Statement
+from tropilla.accounts.store.sqlite import Sqlite
 from tropilla.cli import main
-from tropilla.failover import Joint
+from tropilla.exchanges.failover import Joint
 from tropilla.herd.pool import Pool, Rules
 from tropilla.ir import Event, Failed
-from tropilla.ledger import Ledger
 from tropilla.record import Record
 from tropilla.server.http import Connection
-from tropilla.store import Statement
-from tropilla.store.sqlite import Sqlite
 from tropilla.upstream import fleet
 from tropilla.upstream.fleet import Fleet
 from tropilla.upstream.member import Upstream

@@ -9,8 +9,8 @@ import pytest
 
 from conftest import Serve, Served, Start
 from doubles.upstream import Double
+from tropilla.accounts.store import StoreError
 from tropilla.config import AccountsConfig, KeyConfig
-from tropilla.store import StoreError
 
 pytestmark = pytest.mark.anyio
 

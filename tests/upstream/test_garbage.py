@@ -25,8 +25,8 @@ from doubles.upstream import (
     chunk,
     streams,
 )
-from tropilla import exchange
 from tropilla.config import FailuresConfig, TimeoutsConfig, UpstreamConfig
+from tropilla.exchanges import exchange
 from tropilla.framing import SseFramer
 from tropilla.ir import Problem, ProblemError
 from tropilla.upstream import incoming as arriving

@@ -14,7 +14,7 @@ from tropilla.cli.options import SETTINGS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from tropilla.store import Store
+    from tropilla.accounts.store import Store
 
 
 @click.group("db", context_settings=SETTINGS)
@@ -32,7 +32,7 @@ def _on_a_store(work: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...,
     def run(config_file: Path | None, store: str | None, **arguments: Any) -> None:
         import asyncio  # noqa: PLC0415
 
-        from tropilla.store import StoreError  # noqa: PLC0415
+        from tropilla.accounts.store import StoreError  # noqa: PLC0415
 
         try:
             asyncio.run(work(options.store_of(config_file, store), **arguments))
@@ -44,7 +44,7 @@ def _on_a_store(work: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...,
 
 @asynccontextmanager
 async def _opened(url: str, *, migrate: bool = False) -> AsyncIterator[Store]:
-    from tropilla.store import open_store  # noqa: PLC0415
+    from tropilla.accounts.store import open_store  # noqa: PLC0415
 
     store = await open_store(url, migrate=migrate)
     try:
@@ -57,7 +57,7 @@ async def _opened(url: str, *, migrate: bool = False) -> AsyncIterator[Store]:
 @_on_a_store
 async def status(url: str) -> None:
     """Say where the store is, which changes its tables have, and how many rows."""
-    from tropilla.store import StoreError, migrations  # noqa: PLC0415
+    from tropilla.accounts.store import StoreError, migrations  # noqa: PLC0415
 
     async with _opened(url) as store:
         click.echo(store.url)
@@ -92,7 +92,7 @@ async def export(url: str, file: Any) -> None:
 
     What is served meanwhile may be in it by halves: end the gateways first.
     """
-    from tropilla.store.moving import exported  # noqa: PLC0415
+    from tropilla.accounts.store.moving import exported  # noqa: PLC0415
 
     async with _opened(url, migrate=True) as store:
         with _progress("exported") as told:
@@ -105,7 +105,7 @@ async def export(url: str, file: Any) -> None:
 @_on_a_store
 async def import_(url: str, file: Any) -> None:
     """Fill an empty store with what was exported to FILE."""
-    from tropilla.store.moving import imported  # noqa: PLC0415
+    from tropilla.accounts.store.moving import imported  # noqa: PLC0415
 
     async with _opened(url, migrate=True) as store:
         with _progress("imported") as told:

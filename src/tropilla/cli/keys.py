@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from tropilla.keys.ring import Made, Ring, Stored
+    from tropilla.accounts.keys.ring import Made, Ring, Stored
 
 _T = TypeVar("_T")
 _STATES = {"active": "green", "expired": "yellow", "revoked": "red"}
@@ -78,8 +78,8 @@ def command(context: click.Context, config_file: Path | None, store: str | None)
 @click.pass_obj
 def create(place: Any, /, name: str, as_json: bool, **told: Any) -> None:  # noqa: FBT001
     """Make a key, by a NAME of its own. It is shown here, and never again."""
-    from tropilla.keys.rights import OPERATOR  # noqa: PLC0415
-    from tropilla.keys.ring import read_terms  # noqa: PLC0415
+    from tropilla.accounts.keys.rights import OPERATOR  # noqa: PLC0415
+    from tropilla.accounts.keys.ring import read_terms  # noqa: PLC0415
 
     async def work(ring: Ring) -> Made:
         name_, terms = read_terms({"name": name, **_body(told)})
@@ -142,8 +142,8 @@ def change(
     """Give a key other terms: those that are said, limits and budgets as a whole."""
     import msgspec  # noqa: PLC0415
 
+    from tropilla.accounts.keys.rights import OPERATOR  # noqa: PLC0415
     from tropilla.config import TermsConfig  # noqa: PLC0415
-    from tropilla.keys.rights import OPERATOR  # noqa: PLC0415
 
     none = msgspec.to_builtins(TermsConfig())
     body = {one: none[one] for one in clear} | _body(told)
@@ -162,7 +162,7 @@ def change(
 @click.pass_obj
 def rotate(place: Any, which: str, grace: float, as_json: bool) -> None:  # noqa: FBT001
     """Make another key in the place of one: same name, same terms, same account."""
-    from tropilla.keys.rights import OPERATOR  # noqa: PLC0415
+    from tropilla.accounts.keys.rights import OPERATOR  # noqa: PLC0415
 
     _print_made(_on(place, lambda ring: ring.rotate(OPERATOR, which, grace)), as_json=as_json)
 
@@ -173,7 +173,7 @@ def rotate(place: Any, which: str, grace: float, as_json: bool) -> None:  # noqa
 @click.pass_obj
 def revoke(place: Any, which: str, as_json: bool) -> None:  # noqa: FBT001
     """Let nobody in by a key any more. What it has used stays in the ledger."""
-    from tropilla.keys.rights import OPERATOR  # noqa: PLC0415
+    from tropilla.accounts.keys.rights import OPERATOR  # noqa: PLC0415
 
     _print_one(_on(place, lambda ring: ring.revoke(OPERATOR, which)), as_json=as_json)
 
@@ -186,9 +186,9 @@ def _on(place: Any, work: Callable[[Ring], Awaitable[_T]]) -> _T:
     """
     import asyncio  # noqa: PLC0415
 
+    from tropilla.accounts.keys.ring import open_ring  # noqa: PLC0415
+    from tropilla.accounts.store import StoreError, open_store  # noqa: PLC0415
     from tropilla.ir import ProblemError  # noqa: PLC0415
-    from tropilla.keys.ring import open_ring  # noqa: PLC0415
-    from tropilla.store import StoreError, open_store  # noqa: PLC0415
 
     file, given = place
     url = options.store_of(file, given)

@@ -162,7 +162,7 @@ def _pretty(told: dict[str, Any]) -> str:
     """A line for people. What was escaped as JSON is escaped for them."""
     import msgspec  # noqa: PLC0415
 
-    from tropilla.journal import EVENT, Line, as_words  # noqa: PLC0415
+    from tropilla.observing.journal import EVENT, Line, as_words  # noqa: PLC0415
 
     level, event = told["level"], told["event"]
     words: list[str] = []

@@ -79,7 +79,7 @@ def store_of(file: Path | None, given: str | None) -> str:
     Raises:
         ClickException: none is kept.
     """
-    from tropilla.store.places import place  # noqa: PLC0415
+    from tropilla.accounts.store.places import place  # noqa: PLC0415
 
     url = place(given or loaded(file).config.accounts.store)
     if url is None:

@@ -169,8 +169,8 @@ def _gave_keys(config: Config) -> bool:
     """Whether keys were given in the store of a config: then one is needed."""
     import asyncio  # noqa: PLC0415
 
-    from tropilla.store import StoreError, open_store  # noqa: PLC0415
-    from tropilla.store.places import place  # noqa: PLC0415
+    from tropilla.accounts.store import StoreError, open_store  # noqa: PLC0415
+    from tropilla.accounts.store.places import place  # noqa: PLC0415
 
     url = place(config.accounts.store)
     if url is None:

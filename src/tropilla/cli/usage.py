@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from tropilla.usage import By
+    from tropilla.accounts.usage import By
 
 _DAY = 86400
 _COLUMNS = {
@@ -57,7 +57,7 @@ def command(
     import asyncio  # noqa: PLC0415
     import time  # noqa: PLC0415
 
-    from tropilla.usage import BYS  # noqa: PLC0415
+    from tropilla.accounts.usage import BYS  # noqa: PLC0415
 
     groups: list[By] = []
     for name in by.split(",") if by else ():
@@ -90,8 +90,8 @@ async def _sums(
     Raises:
         ClickException: it does not.
     """
-    from tropilla import usage  # noqa: PLC0415
-    from tropilla.store import StoreError, open_store  # noqa: PLC0415
+    from tropilla.accounts import usage  # noqa: PLC0415
+    from tropilla.accounts.store import StoreError, open_store  # noqa: PLC0415
 
     try:
         store = await open_store(url)
@@ -129,8 +129,8 @@ def _print_csv(rows: Sequence[Mapping[str, Any]], by: Sequence[By]) -> None:
     import csv  # noqa: PLC0415
     import sys  # noqa: PLC0415
 
-    from tropilla.ledger import SUMS  # noqa: PLC0415
-    from tropilla.prices import MONEY  # noqa: PLC0415
+    from tropilla.accounts.ledger import SUMS  # noqa: PLC0415
+    from tropilla.accounts.prices import MONEY  # noqa: PLC0415
 
     writer = csv.writer(sys.stdout)
     writer.writerow([*by, *SUMS])
@@ -166,7 +166,7 @@ def _table(rows: Sequence[Mapping[str, Any]], by: Sequence[By]) -> Table:
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     """What a row shows; empty where there is nothing."""
-    from tropilla.prices import MONEY  # noqa: PLC0415
+    from tropilla.accounts.prices import MONEY  # noqa: PLC0415
 
     told = {name: f"{row[name]:,}" if row.get(name) else "" for name in _COLUMNS}
     told["requests"] = f"{row['requests']:,}"

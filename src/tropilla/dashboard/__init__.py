@@ -10,14 +10,14 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import unquote
 
+from tropilla.accounts.keys import ANYBODY
+from tropilla.accounts.keys.rights import OPERATOR
+from tropilla.accounts.store import StoreError
 from tropilla.config import Config
 from tropilla.dashboard import activity, connect, herd, keys, playground, usage
 from tropilla.dashboard.house import STATIC, Go, House, Page, Pages, Told, Visit, render
 from tropilla.dashboard.sessions import Session, Sessions
 from tropilla.ir import Problem, ProblemError
-from tropilla.keys import ANYBODY
-from tropilla.keys.rights import OPERATOR
-from tropilla.store import StoreError
 
 __all__ = ["Dashboard", "House", "Page", "Visit"]
 

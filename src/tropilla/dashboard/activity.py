@@ -10,13 +10,13 @@ from typing import Any
 
 import msgspec
 
-from tropilla.activity import Count
+from tropilla.accounts.keys import Account
+from tropilla.accounts.keys.rights import authorize
 from tropilla.dashboard.house import House, Pages, Told, Visit, named, number, seconds
 from tropilla.herd.balance import Verdict
 from tropilla.herd.pool import Weighed
 from tropilla.ir import Problem, ProblemError
-from tropilla.keys import Account
-from tropilla.keys.rights import authorize
+from tropilla.observing.activity import Count
 from tropilla.record import Record
 
 _SHOWN = 100

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tropilla.accounts.keys import Account
+from tropilla.accounts.keys.rights import authorize
 from tropilla.clients import CLIENTS, Client, Place, edits
 from tropilla.dashboard.house import House, Pages, Told, Visit
 from tropilla.ir import Problem, ProblemError
-from tropilla.keys import Account
-from tropilla.keys.rights import authorize
 
 _A_KEY = "YOUR_KEY"
 

@@ -9,11 +9,11 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from tropilla.activity import Count
+from tropilla.accounts.keys import Account
+from tropilla.accounts.keys.rights import authorize
 from tropilla.dashboard.house import Go, House, Pages, Told, Visit
 from tropilla.ir import Json, JsonObject, Problem, ProblemError
-from tropilla.keys import Account
-from tropilla.keys.rights import authorize
+from tropilla.observing.activity import Count
 from tropilla.upstream.fleet import Fleet
 from tropilla.upstream.member import Upstream
 from tropilla.upstream.probe import kind_of

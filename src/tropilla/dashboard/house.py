@@ -13,13 +13,13 @@ from urllib.parse import parse_qsl
 import minijinja
 
 from tropilla import __version__
-from tropilla.activity import Activity
+from tropilla.accounts.keys import Account, config_id
+from tropilla.accounts.keys.ring import Ring, Stored
+from tropilla.accounts.limits import Standings
+from tropilla.accounts.store import Store
 from tropilla.capture import Capture
 from tropilla.config import Config
-from tropilla.keys import Account, config_id
-from tropilla.keys.ring import Ring, Stored
-from tropilla.limits import Standings
-from tropilla.store import Store
+from tropilla.observing.activity import Activity
 from tropilla.upstream.fleet import Fleet
 
 STATIC = Path(__file__).parent / "static"

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from tropilla import usage
+from tropilla.accounts import usage
+from tropilla.accounts.keys import Account, of_config
+from tropilla.accounts.keys.rights import authorize
+from tropilla.accounts.keys.ring import Made, read_terms
 from tropilla.config import TermsConfig
 from tropilla.dashboard.house import House, Kept, Pages, Told, Visit
 from tropilla.ir import JsonObject, Malformed, Problem, ProblemError
-from tropilla.keys import Account, of_config
-from tropilla.keys.rights import authorize
-from tropilla.keys.ring import Made, read_terms
 
 _NUMBERS = ("requests", "tokens", "concurrent")
 _PERIODS = ("total", "month", "day")

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from tropilla.accounts.keys import Account
+from tropilla.accounts.keys.rights import authorize
 from tropilla.config import TermsConfig
 from tropilla.dashboard.house import House, Page, Pages, Told, Visit
 from tropilla.ir import Problem, ProblemError
-from tropilla.keys import Account
-from tropilla.keys.rights import authorize
 
 _KEY_SECONDS = 12 * 3600
 

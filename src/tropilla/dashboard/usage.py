@@ -8,12 +8,12 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from tropilla import usage
+from tropilla.accounts import usage
+from tropilla.accounts.keys import Account
+from tropilla.accounts.keys.rights import authorize
+from tropilla.accounts.usage import By
 from tropilla.dashboard.house import House, Page, Pages, Told, Visit, named
 from tropilla.ir import Problem, ProblemError
-from tropilla.keys import Account
-from tropilla.keys.rights import authorize
-from tropilla.usage import By
 
 _SPANS: Final = {"day": 86400, "week": 7 * 86400, "month": 30 * 86400, "quarter": 90 * 86400}
 _HOURLY: Final = {"day", "week"}

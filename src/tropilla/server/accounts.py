@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import parse_qs
 
-from tropilla import log, usage
+from tropilla import log
+from tropilla.accounts import usage
+from tropilla.accounts.keys import config_id
+from tropilla.accounts.keys.ring import Ring, Stored, open_ring
+from tropilla.accounts.ledger import Ledger
+from tropilla.accounts.limits import Spending, Spent
+from tropilla.accounts.prices import Prices, cost
+from tropilla.accounts.spool import Spool
+from tropilla.accounts.store import Store, StoreError, open_store
+from tropilla.accounts.store.places import AUTO, place, state_folder
+from tropilla.accounts.usage import BYS, WHERE, By
 from tropilla.config import Config, ConfigError
 from tropilla.ir import JsonObject, Malformed, Problem, ProblemError
-from tropilla.keys import config_id
-from tropilla.keys.ring import Ring, Stored, open_ring
-from tropilla.ledger import Ledger
-from tropilla.limits import Spending, Spent
-from tropilla.prices import Prices, cost
 from tropilla.record import Record
-from tropilla.spool import Spool
-from tropilla.store import Store, StoreError, open_store
-from tropilla.store.places import AUTO, place, state_folder
-from tropilla.usage import BYS, WHERE, By
 
 _PRUNE_SECONDS = 3600.0
 _LOOK_SECONDS = 0.5

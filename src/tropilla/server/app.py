@@ -16,16 +16,17 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from tropilla import __version__, dialects, log, measured, measures, relay, trace
-from tropilla.admission import Need, need_of, need_of_inputs
+from tropilla import __version__, dialects, log, measured, measures, relay
+from tropilla.accounts.admission import Need, need_of, need_of_inputs
+from tropilla.accounts.limits import Meter
+from tropilla.accounts.meters.memory import Memory
 from tropilla.config import Config
 from tropilla.dialects import Dialect
 from tropilla.dialects._beside import Face, Known, Shown, Visit
 from tropilla.ir import JsonObject, Malformed, Problem, ProblemError, ProblemKind, Request
-from tropilla.journal import Journal
-from tropilla.limits import Meter
 from tropilla.measures import Vectors
-from tropilla.meters.memory import Memory
+from tropilla.observing import trace
+from tropilla.observing.journal import Journal
 from tropilla.record import Book, Record
 from tropilla.server import health, herd, lines, models, responses
 from tropilla.server.accounts import Accounts
@@ -53,7 +54,7 @@ from tropilla.upstream.fleet import Fleet
 from tropilla.upstream.refusals import STOPS_SERVERS
 
 if TYPE_CHECKING:
-    from tropilla.spans import Spans
+    from tropilla.observing.spans import Spans
 
 STATUS: dict[ProblemKind, int] = {
     "malformed": 400,

@@ -9,13 +9,13 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from tropilla.admission import Admission, Need, unknown
+from tropilla.accounts.admission import Admission, Need, unknown
+from tropilla.accounts.keys import Account, Keys
+from tropilla.accounts.keys.rights import authorize
+from tropilla.accounts.keys.ring import known
+from tropilla.accounts.limits import Meter
 from tropilla.config import Config
 from tropilla.ir import Malformed, Problem, ProblemError
-from tropilla.keys import Account, Keys
-from tropilla.keys.rights import authorize
-from tropilla.keys.ring import known
-from tropilla.limits import Meter
 from tropilla.server.accounts import Accounts
 from tropilla.server.bodies import json_object
 from tropilla.server.http import Call

@@ -6,9 +6,9 @@ import asyncio
 import time
 
 from tropilla import __version__
+from tropilla.accounts.store import StoreError
 from tropilla.ir import JsonObject
 from tropilla.server.accounts import Accounts
-from tropilla.store import StoreError
 from tropilla.upstream.fleet import Fleet
 
 _STORE_SECONDS = 2.0

@@ -19,10 +19,10 @@ from contextlib import suppress
 from email.utils import formatdate
 from typing import TypeAlias, cast
 
+from tropilla.accounts.keys import ANYBODY
 from tropilla.dialects import Dialect
 from tropilla.dialects._openai import render_problem
 from tropilla.ir import Problem, ProblemError
-from tropilla.keys import ANYBODY
 from tropilla.record import Record
 from tropilla.server.reply import Reply, head
 from tropilla.server.wire import (

@@ -8,7 +8,7 @@ from time import monotonic
 from urllib.parse import parse_qs
 
 from tropilla.ir import Malformed
-from tropilla.journal import MOST_KEPT, Last
+from tropilla.observing.journal import MOST_KEPT, Last
 from tropilla.server.reply import Reply
 
 _LOOK_SECONDS = 0.25

@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 
 from tropilla import log
+from tropilla.accounts.keys import Account
+from tropilla.accounts.keys.ring import Made, Stored, read_terms
+from tropilla.accounts.store import StoreError
 from tropilla.ir import JsonObject, Malformed, Problem, ProblemError
-from tropilla.keys import Account
-from tropilla.keys.ring import Made, Stored, read_terms
 from tropilla.server.accounts import Accounts
 from tropilla.server.routes import Manage
-from tropilla.store import StoreError
 
 _BROKEN = Problem(
     kind="unavailable",

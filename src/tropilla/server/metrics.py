@@ -14,7 +14,7 @@ from typing import TypeAlias
 from prometheus_client.core import Metric
 
 from tropilla.ir import ProblemError
-from tropilla.metrics import CONTENT_TYPE, Metrics, gauge
+from tropilla.observing.metrics import CONTENT_TYPE, Metrics, gauge
 from tropilla.upstream.fleet import Fleet
 from tropilla.upstream.member import Upstream
 

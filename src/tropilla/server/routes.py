@@ -13,10 +13,10 @@ from urllib.parse import unquote
 import msgspec
 
 from tropilla import dialects, measures
+from tropilla.accounts.keys.rights import Right
 from tropilla.dialects import Route
 from tropilla.dialects._beside import Counter, Face, Page
 from tropilla.ir import Value
-from tropilla.keys.rights import Right
 
 
 class Generate(Value, frozen=True, kw_only=True):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from tropilla.accounts.limits import Meter, Spending
+from tropilla.accounts.meters.memory import Memory
+from tropilla.accounts.meters.valkey import Shared
+from tropilla.accounts.valkey import Valkey, ValkeyError
 from tropilla.config import Config, ConfigError
-from tropilla.limits import Meter, Spending
-from tropilla.meters.memory import Memory
-from tropilla.meters.valkey import Shared
 from tropilla.server.accounts import Accounts
 from tropilla.upstream.others import Others
-from tropilla.valkey import Valkey, ValkeyError
 
 MEMORY = "memory"
 

@@ -11,7 +11,7 @@ from tropilla import log
 from tropilla.config import ConfigError, TracesConfig
 
 if TYPE_CHECKING:
-    from tropilla.spans import Spans
+    from tropilla.observing.spans import Spans
 
 _PLACES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -42,7 +42,7 @@ def spans(config: TracesConfig) -> Spans | None:
     elif not endpoint.partition("://")[2].partition("/")[2]:
         config = msgspec.structs.replace(config, endpoint=endpoint + _PATH)
     try:
-        from tropilla.spans import Spans  # noqa: PLC0415 - an extra, and only for who has traces
+        from tropilla.observing.spans import Spans  # noqa: PLC0415 - an extra, and only for who has traces
     except ImportError:
         why = "they want what `pip install 'tropilla[otel]'` brings."
         if endpoint is not None:

@@ -6,9 +6,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from tropilla.activity import Activity
 from tropilla.capture import Capture
 from tropilla.config import Config
+from tropilla.observing.activity import Activity
 from tropilla.server.accounts import Accounts
 from tropilla.server.door import Door
 from tropilla.server.http import Call

@@ -23,7 +23,7 @@ import msgspec
 from tropilla.capture import CAPTURED
 from tropilla.config import TimeoutsConfig
 from tropilla.ir import JsonObject
-from tropilla.trace import TOLD
+from tropilla.observing.trace import TOLD
 from tropilla.upstream import lean
 from tropilla.upstream.incoming import Incoming
 

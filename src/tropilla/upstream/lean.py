@@ -29,9 +29,9 @@ from urllib.parse import quote, urlsplit
 from aiohappyeyeballs import start_connection
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from tropilla import trace
 from tropilla.config import TimeoutsConfig
 from tropilla.ir import Malformed, Problem, ProblemError
+from tropilla.observing import trace
 from tropilla.upstream import incoming
 from tropilla.upstream.incoming import Incoming
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 
-from tropilla.valkey import Answer, Valkey, ValkeyError, heard
+from tropilla.accounts.valkey import Answer, Valkey, ValkeyError, heard
 
 _DIGEST = 16
 

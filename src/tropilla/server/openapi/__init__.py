@@ -11,6 +11,7 @@ from functools import cache
 import msgspec
 
 from tropilla import __version__, dialects
+from tropilla.accounts.usage import WHERE
 from tropilla.dialects._beside import Face, Shape
 from tropilla.ir import JsonObject
 from tropilla.server.openapi.keys import KEYS
@@ -30,7 +31,6 @@ from tropilla.server.routes import (
     patterns,
     table,
 )
-from tropilla.usage import WHERE
 
 _STREAM = "text/event-stream"
 _OURS = "openai_chat"

@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 
 from tropilla import log
-from tropilla.limits import Spending
-from tropilla.valkey.wire import Answer, RefusedError, ValkeyError, Wire, shown
+from tropilla.accounts.limits import Spending
+from tropilla.accounts.valkey.wire import Answer, RefusedError, ValkeyError, Wire, shown
 
 __all__ = ["Answer", "RefusedError", "Valkey", "ValkeyError", "heard", "shown"]
 

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from tropilla.accounts.keys import Account, Known, account, digest, made
+from tropilla.accounts.keys.rights import authorize, check_word
+from tropilla.accounts.store import Cell, Store, StoreError
 from tropilla.config import TermsConfig, read_moment
 from tropilla.ir import JsonObject, Malformed, Problem, ProblemError, Value
-from tropilla.keys import Account, Known, account, digest, made
-from tropilla.keys.rights import authorize, check_word
-from tropilla.store import Cell, Store, StoreError
 
 _COLUMNS = "id, name, digest, seal, tail, former, former_until, terms, created, rotated, revoked"
 _COUNT = """

@@ -36,10 +36,11 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from tropilla import __version__, log, semconv
+from tropilla import __version__, log
 from tropilla.config import TracesConfig
+from tropilla.observing import semconv
+from tropilla.observing.trace import Trace
 from tropilla.record import Attempt, Record
-from tropilla.trace import Trace
 
 _NAME = "tropilla"
 _LAST_SECONDS = 3.0

@@ -11,10 +11,12 @@ from typing import Protocol, Self
 
 import msgspec
 
-from tropilla import ir, scoring
-from tropilla.counting import Counted
+from tropilla import ir
 from tropilla.dialects import Dialect
-from tropilla.exchange import Exchange, Take, exchange
+from tropilla.exchanges import scoring
+from tropilla.exchanges.counting import Counted
+from tropilla.exchanges.exchange import Exchange, Take, exchange
+from tropilla.exchanges.scoring import Scored, Scoring
 from tropilla.ir import (
     Choice,
     ChoiceEnded,
@@ -34,7 +36,6 @@ from tropilla.ir import (
     Traits,
     Usage,
 )
-from tropilla.scoring import Scored, Scoring
 from tropilla.upstream.member import Upstream
 
 

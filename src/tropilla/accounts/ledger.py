@@ -21,10 +21,10 @@ from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 from tropilla import log
+from tropilla.accounts.spool import Spool
+from tropilla.accounts.store import Cell, Store, StoreError
 from tropilla.ir import ProblemKind
 from tropilla.record import Record
-from tropilla.spool import Spool
-from tropilla.store import Cell, Store, StoreError
 
 COLUMNS: Final = (
     "id", "at", "key", "model", "upstream", "dialect", "path", "session", "stream", "status",

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import msgspec
 
-from tropilla.store import Cell
+from tropilla.accounts.store import Cell
 
 _ENDING = ".spool"
 

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from tropilla.accounts.keys import Account
+from tropilla.accounts.limits import Amount, Hold, Meter, Refused, Scope, Standings, cap
+from tropilla.accounts.prices import Prices, billionths, cost
 from tropilla.config import BudgetConfig, Config, LimitsConfig, PriceConfig
 from tropilla.ir import Audio, Chat, Completion, Image, Malformed, Problem, ProblemError, Request
-from tropilla.keys import Account
-from tropilla.limits import Amount, Hold, Meter, Refused, Scope, Standings, cap
 from tropilla.measures import Counted
-from tropilla.prices import Prices, billionths, cost
 from tropilla.record import Record
 
 UNTOLD = 1024

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from typing import Literal, TypeAlias
 
+from tropilla.accounts.keys import Account, Role
 from tropilla.config import BudgetConfig, ConfigError, TermsConfig, read_moment
 from tropilla.ir import Malformed, Problem, ProblemError
-from tropilla.keys import Account, Role
 
 Right: TypeAlias = Literal["ask", "look", "operate", "give"]
 """To have an upstream work; to see what is served, and what one has used; to see, or to change,

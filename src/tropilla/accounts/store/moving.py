@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from tropilla import __version__
-from tropilla.store import Cell, Store, StoreError, migrations
-from tropilla.store.migrations import Table
+from tropilla.accounts.store import Cell, Store, StoreError, migrations
+from tropilla.accounts.store.migrations import Table
 
 _FORMAT: Final = 1
 _PAGE = 5000

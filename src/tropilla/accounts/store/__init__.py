@@ -52,12 +52,12 @@ async def open_store(url: str, *, migrate: bool = True) -> Store:
     scheme, _, rest = url.partition("://")
     match scheme:
         case "sqlite" if len(rest) > 1:
-            from tropilla.store.sqlite import Sqlite  # noqa: PLC0415 - only who keeps accounts
+            from tropilla.accounts.store.sqlite import Sqlite  # noqa: PLC0415 - only who keeps accounts
 
             return await Sqlite.open(rest.removeprefix("/"), migrate=migrate)
         case "postgresql" | "postgres" if rest:
             try:
-                from tropilla.store.postgres import Postgres  # noqa: PLC0415 - as above
+                from tropilla.accounts.store.postgres import Postgres  # noqa: PLC0415 - as above
             except ImportError:
                 raise StoreError(
                     "PostgreSQL wants asyncpg: pip install 'tropilla[postgres]'."

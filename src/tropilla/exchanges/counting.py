@@ -22,7 +22,7 @@ from tropilla import dialects
 from tropilla.dialects import Wire, _tokenizers
 from tropilla.dialects._openai import decode, encode
 from tropilla.dialects._tokenizers import Form
-from tropilla.exchange import Exchange, Take
+from tropilla.exchanges.exchange import Exchange, Take
 from tropilla.ir import (
     Audio,
     Chat,

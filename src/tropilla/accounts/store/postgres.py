@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from tropilla.store import Cell, Row, Statement, StoreError, migrations
+from tropilla.accounts.store import Cell, Row, Statement, StoreError, migrations
 
 _T = TypeVar("_T")
 _SECONDS = 5.0

@@ -20,6 +20,7 @@ from tropilla import calls, ir
 from tropilla.dialects import Dialect
 from tropilla.dialects._ages import chat_streams
 from tropilla.dialects._openai import decode, sum_usages
+from tropilla.exchanges.stops import Stops
 from tropilla.framing import COMMENT, Frame, Framer, framer
 from tropilla.ir import (
     Completion,
@@ -36,7 +37,6 @@ from tropilla.ir import (
     Traits,
     Usage,
 )
-from tropilla.stops import Stops
 from tropilla.upstream import incoming
 from tropilla.upstream.incoming import Incoming
 from tropilla.upstream.lease import BUSY_CODE

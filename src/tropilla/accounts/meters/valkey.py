@@ -14,8 +14,7 @@ from functools import partial
 from typing import Any
 
 from tropilla import log
-from tropilla.config import LimitsConfig
-from tropilla.limits import (
+from tropilla.accounts.limits import (
     NOTHING,
     Amount,
     Date,
@@ -27,8 +26,9 @@ from tropilla.limits import (
     Standings,
     scarcer,
 )
-from tropilla.meters.memory import Memory
-from tropilla.valkey import Answer, Valkey, ValkeyError, heard
+from tropilla.accounts.meters.memory import Memory
+from tropilla.accounts.valkey import Answer, Valkey, ValkeyError, heard
+from tropilla.config import LimitsConfig
 
 _AGAIN_SECONDS = 2.0
 """When one that is refused for what its part is too small for may ask again."""

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
+from tropilla.accounts.prices import billionths
 from tropilla.config import BudgetConfig, LimitsConfig
-from tropilla.prices import billionths
 
 What: TypeAlias = Literal["requests", "tokens", "concurrent", "budget"]
 """What there is too little of."""

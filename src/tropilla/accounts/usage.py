@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-from tropilla.ledger import COLUMNS, SUMS
-from tropilla.store import Cell, Store
+from tropilla.accounts.ledger import COLUMNS, SUMS
+from tropilla.accounts.store import Cell, Store
 
 By: TypeAlias = Literal["key", "model", "upstream", "dialect", "hour", "day"]
 BYS: Final[tuple[By, ...]] = get_args(By)

@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from tropilla.config import LimitsConfig
-from tropilla.limits import (
+from tropilla.accounts.limits import (
     NOTHING,
     Amount,
     Date,
@@ -26,6 +25,7 @@ from tropilla.limits import (
     reserve,
     standings,
 )
+from tropilla.config import LimitsConfig
 
 _DAY = 86400
 

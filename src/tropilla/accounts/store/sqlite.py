@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import apsw
 
-from tropilla.store import Cell, Row, Statement, StoreError, migrations
+from tropilla.accounts.store import Cell, Row, Statement, StoreError, migrations
 
 _T = TypeVar("_T")
 

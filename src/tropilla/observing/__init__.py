@@ -1,0 +1,1 @@
+"""What is seen of a gateway: counts, lines, spans, what goes on now. No token passes here."""
