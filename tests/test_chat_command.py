@@ -28,9 +28,11 @@ import pty
 pytestmark = pytest.mark.anyio
 COMMAND = [sys.executable, "-m", "tropilla", "chat"]
 
-# Makes it the terminal whose Ctrl-C is heard, and becomes the chat.
+# Makes it the terminal whose Ctrl-C is heard, also where the tests run in a shell's background (it
+# has them ignore SIGINT, which is inherited), and becomes the chat.
 TAKE = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    "signal.signal(signal.SIGINT, signal.SIG_DFL);"
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
 
