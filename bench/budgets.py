@@ -12,31 +12,58 @@ class Row(Protocol):
     name: str
     request_cpu: float
     token_cpu: float | None
+    first_added: float | None
     thousand: bool | None
     idle: int
     stream_memory: float
 
 
-class Budget(NamedTuple):
-    """A limit, and what there is, both in words."""
+JUDGED = ("tropilla", "nginx", "smg")
+"""Whose rows are looked at."""
 
+
+class Budget(NamedTuple):
+    """A limit, and what there is in each run, all in words."""
+
+    what: str
+    limit: str
+    found: str
+    verdict: str
+
+
+class _Found(NamedTuple):
     what: str
     limit: str
     found: str
     holds: bool
 
 
-def budgets(rows: Sequence[Row]) -> list[Budget]:
-    """All that can be judged by these rows, for each way in which Tropilla was asked."""
-    by_name = {row.name: row for row in rows}
-    own = [row for row in rows if row.name.startswith("tropilla")]
-    return [one for row in own for one in _budgets(row, by_name.get("nginx"), by_name.get("smg"))]
+def budgets(runs: Sequence[Sequence[Row]]) -> list[Budget]:
+    """All that can be judged by these runs, for each way in which Tropilla was asked."""
+    told: dict[tuple[str, str], list[_Found]] = {}
+    for rows in runs:
+        by_name = {row.name: row for row in rows}
+        for row in rows:
+            if row.name.startswith("tropilla"):
+                for one in _budgets(row, by_name.get("nginx"), by_name.get("smg")):
+                    told.setdefault((one.what, one.limit), []).append(one)
+    return [
+        Budget(what, limit, ", ".join(one.found for one in found), _verdict(found))
+        for (what, limit), found in told.items()
+    ]
 
 
-def _budgets(row: Row, nginx: Row | None, smg: Row | None) -> Iterator[Budget]:
-    def under(what: str, limit: float, found: float, unit: str, of: str = "") -> Budget:
+def _verdict(found: Sequence[_Found]) -> str:
+    holds = sum(one.holds for one in found)
+    if holds in {0, len(found)}:
+        return "holds" if holds else "IS MISSED"
+    return f"holds in {holds} of {len(found)} runs"
+
+
+def _budgets(row: Row, nginx: Row | None, smg: Row | None) -> Iterator[_Found]:
+    def under(what: str, limit: float, found: float, unit: str, of: str = "") -> _Found:
         told = f"{limit:g} {unit}{of}"
-        return Budget(f"{row.name}: {what}", told, f"{found:.2f} {unit}", found <= limit)
+        return _Found(f"{row.name}: {what}", told, f"{found:.2f} {unit}", found <= limit)
 
     yield under("CPU of a whole answer", 120, row.request_cpu * 1e6, "us")
     if smg is not None:
@@ -47,8 +74,10 @@ def _budgets(row: Row, nginx: Row | None, smg: Row | None) -> Iterator[Budget]:
             if peer is not None and peer.token_cpu is not None:
                 found = row.token_cpu / peer.token_cpu
                 yield under("the same", most, found, "x", f" {peer.name}'s")
+    if row.first_added is not None:
+        yield under("added to a first token, p99", 1, row.first_added * 1e3, "ms")
     if row.thousand is not None:
         flows = "flow" if row.thousand else "stall"
-        yield Budget(f"{row.name}: 1000 streams of 30 tokens/s", "flow", flows, row.thousand)
+        yield _Found(f"{row.name}: 1000 streams of 30 tokens/s", "flow", flows, row.thousand)
     yield under("memory at rest", 60, row.idle / 2**20, "MB")
     yield under("memory of a stream", 40, row.stream_memory / 2**10, "KiB")

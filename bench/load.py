@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
 from typing import cast
@@ -15,6 +16,9 @@ import uvloop
 
 _HOPELESS = 100
 """Failures after which it is no use to go on."""
+
+_TOKEN = re.compile(rb'"content": ?"[^"]')
+"""Where a chunk tells text: many gateways tell an empty one first, or none."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +46,7 @@ class Seen(msgspec.Struct, kw_only=True):
     failed: int = 0
     statuses: dict[str, int] = {}
     first: list[float] = []
-    """Seconds until the first byte, of each request."""
+    """Seconds until the first text of a stream, or the first byte of a whole answer."""
     whole: list[float] = []
     """Seconds until the end."""
     gaps: list[float] = []
@@ -74,18 +78,19 @@ class _Client(asyncio.Protocol):
             self._transport.close()
             return
         self._load.left -= 1
-        self._held, self._first, self._gap, self._told = b"", 0.0, 0.0, False
+        self._held, self._told = b"", False
+        self._first = self._last = self._gap = 0.0
         self._asked = time.perf_counter()
         self._transport.write(self._load.request)
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
-        if not self._first:
-            self._first = now
-        elif now - self._last > self._gap:
+        if self._last and now - self._last > self._gap:
             self._gap = now - self._last
         self._last = now
         self._held = (self._held + data) if len(self._held) < 65536 else self._held[-4096:] + data
+        if not self._first and (not self._load.plan.stream or _TOKEN.search(self._held)):
+            self._first = now
         if not self._told and self._is_over():
             self._told = True
             self._note(now)
