@@ -38,6 +38,12 @@ def missing(path: str) -> Malformed:
     )
 
 
+def count_of(group: Json, name: str) -> int | None:
+    """What an upstream has counted, in a group of numbers; `None` where it says nothing of it."""
+    value = group.get(name) if type(group) is dict else None
+    return value if type(value) is int and value >= 0 else None
+
+
 _MOST = 2**63 - 1
 
 

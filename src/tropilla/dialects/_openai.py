@@ -12,18 +12,20 @@ from typing import Any
 
 import msgspec
 
-from tropilla.dialects import Stamp, _others, _problems
+from tropilla.dialects import Stamp, _others, _problems, _streams
 from tropilla.dialects._fields import (
     Fields,
+    count_of,
     invalid,
     write_knobs,
     wrong_type,
 )
 from tropilla.dialects._ignored import extras_for_llamacpp
-from tropilla.framing import SSE_DONE, SSE_PING, sse
+from tropilla.framing import SSE_DONE, SSE_PING, Frame, sse
 from tropilla.ir import (
     Bias,
     Choice,
+    Event,
     Failed,
     Finished,
     FinishReason,
@@ -236,16 +238,41 @@ def read_started(body: JsonObject) -> Started:
     )
 
 
+class Chunks(_streams.Parser):
+    """A parser of OpenAI's streams: it finds their end and their errors, and `_read`s the rest."""
+
+    REPEATS = True
+
+    def _frame(self, frame: Frame, events: list[Event]) -> None:
+        if frame.data == b"[DONE]":
+            self._finish(events)
+            return
+        told = decode(frame.data)
+        if frame.event == "error":
+            self._fail_with(told, events)  # llama.cpp b1542 to b6522
+        elif told is None:
+            return  # llama-server sends `data: null` where several prompts are streamed
+        elif type(told) is not dict:
+            raise Malformed("A chunk of the upstream's stream is not an object.")
+        elif told.get("error") is not None or ("message" in told and "choices" not in told):
+            self._fail_with(told.get("error") or told, events)
+        else:
+            self._read(told, events)
+
+    def _read(self, chunk: JsonObject, events: list[Event]) -> None:
+        raise NotImplementedError
+
+
 def read_usage(value: Json) -> Usage | None:
     """OpenAI's usage object; anything else is none."""
     if type(value) is not dict:
         return None
     rest: JsonObject = value.copy()
-    rest.pop("total_tokens", None)
-    prompt, completion = rest.pop("prompt_tokens", None), rest.pop("completion_tokens", None)
+    for name in ("total_tokens", "prompt_tokens", "completion_tokens"):
+        rest.pop(name, None)
     return Usage(
-        prompt_tokens=_count(prompt) or 0,
-        completion_tokens=_count(completion) or 0,
+        prompt_tokens=count_of(value, "prompt_tokens") or 0,
+        completion_tokens=count_of(value, "completion_tokens") or 0,
         cached_tokens=_read_detail(rest, "prompt_tokens_details", "cached_tokens"),
         reasoning_tokens=_read_detail(rest, "completion_tokens_details", "reasoning_tokens"),
         extras=rest,
@@ -264,7 +291,7 @@ def _read_detail(rest: JsonObject, group: str, name: str) -> int | None:
     }
     if others:
         rest[group] = others
-    return _count(details.get(name))
+    return count_of(details, name)
 
 
 _NO_DETAILS = {
@@ -296,10 +323,6 @@ def sum_usages(usages: Sequence[Usage], n: int) -> Usage | None:
         reasoning_tokens=sum(thought) if thought else None,
         extras=usages[-1].extras,
     )
-
-
-def _count(value: Json) -> int | None:
-    return value if type(value) is int and value >= 0 else None
 
 
 def write_usage(usage: Usage | None) -> JsonObject:

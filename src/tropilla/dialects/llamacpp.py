@@ -12,6 +12,7 @@ import math
 from tropilla.dialects import Route, Stamp, Wire, _ages, _formats, _streams
 from tropilla.dialects._fields import (
     Fields,
+    count_of,
     missing,
     read_knobs,
     texts,
@@ -358,15 +359,12 @@ def _usage(finals: dict[int, JsonObject], n: int) -> Usage:
         if (timings := _timings(final)) is not None and type(timings.get("cache_n")) is int
     ]
     return Usage(
-        prompt_tokens=sum(_count(final, "tokens_evaluated") for final in firsts),
-        completion_tokens=sum(_count(final, "tokens_predicted") for final in finals.values()),
+        prompt_tokens=sum(count_of(final, "tokens_evaluated") or 0 for final in firsts),
+        completion_tokens=sum(
+            count_of(final, "tokens_predicted") or 0 for final in finals.values()
+        ),
         cached_tokens=sum(cached) if cached else None,
     )
-
-
-def _count(final: JsonObject, name: str) -> int:
-    value = final.get(name)
-    return value if type(value) is int and value >= 0 else 0
 
 
 def _timings(final: JsonObject) -> JsonObject | None:

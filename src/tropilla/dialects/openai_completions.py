@@ -7,7 +7,7 @@ serves on `/completion`.
 
 from __future__ import annotations
 
-from tropilla.dialects import Route, Stamp, Wire, _ignored, _lists, _streams
+from tropilla.dialects import Route, Stamp, Wire, _ignored, _lists
 from tropilla.dialects._bases import AFS_BASES
 from tropilla.dialects._fields import Fields, invalid, missing, read_knobs, texts, wrong_type
 from tropilla.dialects._openai import (
@@ -15,7 +15,7 @@ from tropilla.dialects._openai import (
     MOST_STOPS,
     PING,
     ChunkRenderer,
-    decode,
+    Chunks,
     distinct,
     encode,
     no_choices,
@@ -33,7 +33,6 @@ from tropilla.dialects._openai import (
     write_usage,
 )
 from tropilla.dialects._streams import CUT_SHORT
-from tropilla.framing import Frame
 from tropilla.ir import (
     Answer,
     Choice,
@@ -219,9 +218,7 @@ def stream_parser(request: Request, *, extras: bool) -> _Parser:
     return _Parser(request.choices, request.n, extras=extras)
 
 
-class _Parser(_streams.Parser):
-    REPEATS = True
-
+class _Parser(Chunks):
     def __init__(self, choices: int, n: int, *, extras: bool) -> None:
         super().__init__()
         self._wanted = choices
@@ -236,22 +233,7 @@ class _Parser(_streams.Parser):
         self._timings: JsonObject | None = None
         self._last: JsonObject = {}
 
-    def _frame(self, frame: Frame, events: list[Event]) -> None:
-        if frame.data == b"[DONE]":
-            self._finish(events)
-        elif frame.event == "error":
-            self._fail_with(decode(frame.data), events)  # llama.cpp b1542 to b6522
-        else:
-            self._chunk(decode(frame.data), events)
-
-    def _chunk(self, chunk: Json, events: list[Event]) -> None:
-        if chunk is None:
-            return  # llama-server sends `data: null` where several prompts are streamed
-        if type(chunk) is not dict:
-            raise Malformed("A chunk of the upstream's stream is not an object.")
-        if chunk.get("error") is not None or ("message" in chunk and "choices" not in chunk):
-            self._fail_with(chunk.get("error") or chunk, events)
-            return
+    def _read(self, chunk: JsonObject, events: list[Event]) -> None:
         choices, usage = chunk.get("choices"), read_usage(chunk.get("usage"))
         if type(choices) is not list and (choices is not None or usage is None):
             raise Malformed("A chunk of the upstream's stream has no 'choices'.")

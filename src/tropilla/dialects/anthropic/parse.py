@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from tropilla.dialects import _streams
+from tropilla.dialects._fields import count_of
 from tropilla.dialects._openai import decode, read_started
 from tropilla.dialects._streams import CUT_SHORT
 from tropilla.dialects.anthropic.names import said
@@ -215,21 +216,15 @@ def _read_usage(usage: JsonObject) -> Usage | None:
     """The counts: what was in the cache, or went into it, is not part of `input_tokens` here."""
     if not usage:
         return None
-    cached, created = _number(usage, "cache_read_input_tokens"), "cache_creation_input_tokens"
-    read = (_number(usage, "input_tokens"), cached, _number(usage, created))
-    details = usage.get("output_tokens_details")
+    cached, created = count_of(usage, "cache_read_input_tokens"), "cache_creation_input_tokens"
+    read = (count_of(usage, "input_tokens"), cached, count_of(usage, created))
     return Usage(
         prompt_tokens=sum(one or 0 for one in read),
-        completion_tokens=_number(usage, "output_tokens") or 0,
+        completion_tokens=count_of(usage, "output_tokens") or 0,
         cached_tokens=cached,
-        reasoning_tokens=_number(details, "thinking_tokens") if type(details) is dict else None,
+        reasoning_tokens=count_of(usage.get("output_tokens_details"), "thinking_tokens"),
         extras={"estimated": True} if usage.get("estimated") is True else {},
     )
-
-
-def _number(group: JsonObject, name: str) -> int | None:
-    value = group.get(name)
-    return value if type(value) is int and value >= 0 else None
 
 
 # An upstream's whole answer.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tropilla.dialects import _problems, _streams
+from tropilla.dialects._fields import count_of
 from tropilla.dialects._openai import decode, encode, read_token_logprobs
 from tropilla.dialects._streams import CUT_SHORT
 from tropilla.framing import Frame
@@ -155,13 +156,9 @@ def _reason(body: JsonObject, *, called: bool) -> FinishReason:
 
 def _usage(body: JsonObject) -> Usage:
     return Usage(
-        prompt_tokens=_count(body.get("prompt_eval_count")),
-        completion_tokens=_count(body.get("eval_count")),
+        prompt_tokens=count_of(body, "prompt_eval_count") or 0,
+        completion_tokens=count_of(body, "eval_count") or 0,
     )
-
-
-def _count(value: Json) -> int:
-    return value if type(value) is int and value >= 0 else 0
 
 
 def parse_answer(body: Json, request: Request | None = None) -> Answer:  # noqa: ARG001 - it tells all

@@ -6,9 +6,9 @@ Whatever the bytes are, the events keep the grammar of `ir`; bytes that make no 
 
 from __future__ import annotations
 
-from tropilla.dialects import _lists, _streams
+from tropilla.dialects import _lists
 from tropilla.dialects._openai import (
-    decode,
+    Chunks,
     distinct,
     no_choices,
     read_reason,
@@ -19,7 +19,6 @@ from tropilla.dialects._openai import (
     sum_usages,
 )
 from tropilla.dialects._streams import CUT_SHORT
-from tropilla.framing import Frame
 from tropilla.ir import (
     Answer,
     Choice,
@@ -73,9 +72,7 @@ class _OpenChoice:
         """Whether it calls a function in the form of before tools (`function_call`)."""
 
 
-class _Parser(_streams.Parser):
-    REPEATS = True
-
+class _Parser(Chunks):
     def __init__(self, choices: int, *, extras: bool) -> None:
         super().__init__()
         self._wanted = choices
@@ -87,22 +84,7 @@ class _Parser(_streams.Parser):
         self._timings: JsonObject | None = None
         self._last: JsonObject = {}
 
-    def _frame(self, frame: Frame, events: list[Event]) -> None:
-        if frame.data == b"[DONE]":
-            self._finish(events)
-        elif frame.event == "error":
-            self._fail_with(decode(frame.data), events)  # llama.cpp b1542 to b6522
-        else:
-            self._chunk(decode(frame.data), events)
-
-    def _chunk(self, chunk: Json, events: list[Event]) -> None:
-        if chunk is None:
-            return  # llama-server sends `data: null` where several prompts are streamed
-        if type(chunk) is not dict:
-            raise Malformed("A chunk of the upstream's stream is not an object.")
-        if chunk.get("error") is not None or ("message" in chunk and "choices" not in chunk):
-            self._fail_with(chunk.get("error") or chunk, events)
-            return
+    def _read(self, chunk: JsonObject, events: list[Event]) -> None:
         top = self._top(chunk)
         if not self._started:
             self._started = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tropilla.dialects import _streams
+from tropilla.dialects._fields import count_of
 from tropilla.dialects._openai import decode, read_token_logprobs
 from tropilla.dialects._streams import CUT_SHORT
 from tropilla.framing import Frame
@@ -183,17 +184,12 @@ def _read_usage(value: Json) -> Usage | None:
         return None
     estimated = value.get("estimated") is True
     return Usage(
-        prompt_tokens=_count(value, "input_tokens") or 0,
-        completion_tokens=_count(value, "output_tokens") or 0,
-        cached_tokens=_count(value.get("input_tokens_details"), "cached_tokens"),
-        reasoning_tokens=_count(value.get("output_tokens_details"), "reasoning_tokens"),
+        prompt_tokens=count_of(value, "input_tokens") or 0,
+        completion_tokens=count_of(value, "output_tokens") or 0,
+        cached_tokens=count_of(value.get("input_tokens_details"), "cached_tokens"),
+        reasoning_tokens=count_of(value.get("output_tokens_details"), "reasoning_tokens"),
         extras={"estimated": True} if estimated else {},
     )
-
-
-def _count(group: Json, name: str) -> int | None:
-    value = group.get(name) if type(group) is dict else None
-    return value if type(value) is int and value >= 0 else None
 
 
 # An upstream's whole answer.
