@@ -564,15 +564,16 @@ def fold(events: Iterable[Event]) -> Answer:
     choices: dict[int, _OpenChoice] = {}
     top: JsonObject = {}
     for event in events:
-        match event:
-            case PartDelta(logprobs=None, tokens=None, extras=None):
-                choices[event.choice].texts.append(event.text)
-                continue
-            case PartDelta():
-                choice = choices[event.choice]
-                choice.texts.append(event.text)
-                choice.tokens.extend(event.tokens or ())
+        if type(event) is PartDelta:  # nearly all of them
+            choice = choices[event.choice]
+            choice.texts.append(event.text)
+            if event.tokens is not None:
+                choice.tokens.extend(event.tokens)
+            if event.logprobs is not None or event.extras is not None:
                 choice.note(event.logprobs, event.extras)
+                _merge_top(top, event)
+            continue
+        match event:
             case Started():
                 started = event
             case PartStarted():

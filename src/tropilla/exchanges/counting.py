@@ -172,12 +172,13 @@ class _Said:
     def note(self, events: list[Event]) -> None:
         """Take what these events say."""
         for event in events:
+            if type(event) is PartDelta:  # nearly all of them
+                self._pieces += 1
+                self._take(event.choice, event.text)
+                if self._thinking and event.choice in self._thinking:
+                    _keep(self._thoughts, event.text)
+                continue
             match event:
-                case PartDelta(text=text):
-                    self._pieces += 1
-                    self._take(event.choice, text)
-                    if event.choice in self._thinking:
-                        _keep(self._thoughts, text)
                 case PartStarted(kind="reasoning"):
                     self._thinking.add(event.choice)
                 case PartEnded():
