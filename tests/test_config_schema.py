@@ -21,6 +21,7 @@ from tropilla.config import (
     ModelConfig,
     PriceConfig,
     QueueConfig,
+    RepeatsConfig,
     ResponsesConfig,
     TimeoutsConfig,
     TracesConfig,
@@ -211,6 +212,7 @@ INNER: dict[str, type[msgspec.Struct]] = {
     "accounts": AccountsConfig,
     "traces": TracesConfig,
     "limits": LimitsConfig,
+    "repeats": RepeatsConfig,
 }
 
 

@@ -342,6 +342,7 @@ ProblemKind: TypeAlias = Literal[
     "forbidden",
     "not_found",
     "method_not_allowed",
+    "conflict",
     "not_implemented",
     "unknown_model",
     "limited",

@@ -44,8 +44,8 @@ class Record:
         "_books", "admitted", "asked", "at", "attempts", "began", "cached", "cancelled", "choices",
         "dialect", "entered", "estimated", "expected", "failed_over", "finish", "first", "headers",
         "id", "key", "metered", "method", "model", "operation", "path", "problem", "prompt",
-        "queued", "reasoning", "session", "status", "stream", "took", "trace", "upstream",
-        "weighed", "written",
+        "queued", "reasoning", "replays", "session", "status", "stream", "took", "trace",
+        "upstream", "weighed", "written",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0915 - a field each
@@ -107,6 +107,8 @@ class Record:
         self.reasoning: int | None = None
         self.estimated = False
         """Whether nobody has counted these."""
+        self.replays = ""
+        """The id of the request whose answer was said again to this one."""
         self.metered = False
         """Whether it may take something of an upstream: such a one has a row in the ledger."""
         self.entered = False

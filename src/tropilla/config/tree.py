@@ -211,6 +211,17 @@ class ResponsesConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of all that is kept; beyond, what was not used for longest goes first."""
 
 
+class RepeatsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of answers to requests with an Idempotency-Key, to be said again."""
+
+    ttl: Annotated[float, Meta(ge=0, le=31_536_000)] = 86400.0
+    """Seconds for which an answer is kept; 0 passes over the header."""
+    max_answer: Annotated[int, Meta(ge=0, le=2**30)] = 16 * 1024 * 1024
+    """Bytes of one answer; a longer one is not kept."""
+    max_bytes: Annotated[int, Meta(ge=0, le=2**50)] = 128 * 1024 * 1024
+    """Bytes of all that is kept; beyond, the oldest go first."""
+
+
 class CaptureConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept in memory of what was asked, word for word, for the dashboard."""
 
@@ -280,6 +291,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that wait for a free slot."""
     responses: ResponsesConfig = ResponsesConfig()
     """What is kept of the Responses API."""
+    repeats: RepeatsConfig = RepeatsConfig()
+    """What is kept of answers to requests with an Idempotency-Key."""
     capture: CaptureConfig = CaptureConfig()
     """What is kept of what was asked, word for word; nothing, if it is not told to."""
     accounts: AccountsConfig = AccountsConfig()

@@ -444,6 +444,7 @@ _ERRORS: dict[str, tuple[str, str | None]] = {
     "forbidden": ("invalid_request_error", "forbidden"),
     "not_found": ("invalid_request_error", "unknown_url"),
     "method_not_allowed": ("invalid_request_error", "method_not_allowed"),
+    "conflict": ("invalid_request_error", "idempotency_key_reused"),
     "not_implemented": ("invalid_request_error", "not_implemented"),
     "unknown_model": ("invalid_request_error", "model_not_found"),
     "limited": ("rate_limit_error", "rate_limit_exceeded"),

@@ -47,6 +47,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     upstream: str = ""
     attempts: int = 0
     failed_over: bool = False
+    replays: str = ""
     stream: bool = False
     problem: str = ""
     why: str = ""
@@ -106,6 +107,7 @@ def line_of(record: Record) -> Line:
         upstream=record.upstream,
         attempts=record.attempts,
         failed_over=record.failed_over,
+        replays=record.replays,
         stream=record.stream,
         problem="" if problem is None else problem.kind,
         why="" if problem is None else log.short(problem.message),
@@ -137,6 +139,8 @@ def as_words(line: Line) -> str:
     told.append(f"{line.total_ms / 1000:.2f} s")
     if line.queue_ms >= 1:
         told.append(f"queued {line.queue_ms / 1000:.2f} s")
+    if line.replays:
+        told.append(f"as {line.replays}")
     if line.why:
         told.append(line.why)
     return log.printable("  ".join(told))

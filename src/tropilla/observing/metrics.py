@@ -42,7 +42,7 @@ _SOON_SECONDS = 0.25
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # nobody asks when a counter was made
 
-_Alike: TypeAlias = tuple[str, str, int, str, str, str, bool, str | None]
+_Alike: TypeAlias = tuple[str, str, int, str, str, str, bool, str | None, bool]
 
 
 class _Times(Histogram):
@@ -163,6 +163,9 @@ class Metrics:
         self._left = counter("tropilla_clients_left", "Clients that left before the end.")
         self._again = counter("tropilla_retries", "Requests that were tried again.")
         self._moved = counter("tropilla_failovers", "Streams that went on from another upstream.")
+        self._replays = counter(
+            "tropilla_replays", "Requests that were told the answer of an earlier one."
+        )
         self._key_requests = counter("tropilla_key_requests", "Requests by key.", "key")
         self._key_tokens = counter("tropilla_key_tokens", "Tokens read and written by key.", "key")
         self._key_limited = counter(
@@ -192,15 +195,17 @@ class Metrics:
         problem, upstream = record.problem, record.upstream
         failed = problem is not None
         outcome = "failed" if failed else "left" if record.cancelled else "answered"
+        replayed = record.replays != ""
         alike = (
             record.dialect,
-            (record.model or "") if upstream else _OTHER if record.model else "",
+            (record.model or "") if upstream or replayed else _OTHER if record.model else "",
             record.status,
             upstream,
             outcome if upstream else "",
             "" if problem is None else problem.kind,
             record.cancelled,
             record.key if record.metered else None,
+            replayed,
         )
         counted = self._counted.get(alike)
         if counted is None:
@@ -226,12 +231,15 @@ class Metrics:
             self._timer = None
         counted, self._counted, self._waiting = self._counted, {}, 0
         self._open.set(self._now_open)
-        for (dialect, model, status, upstream, outcome, kind, left, key), one in counted.items():
+        for alike, one in counted.items():
+            dialect, model, status, upstream, outcome, kind, left, key, replayed = alike
             self._requests(dialect, model, str(status)).inc(one.requests)
             if kind:
                 self._errors(kind).inc(one.requests)
             if left:
                 self._left().inc(one.requests)
+            if replayed:
+                self._replays().inc(one.requests)
             if key is not None:
                 self._of_key(key, one, limited=kind == "limited")
             if upstream:

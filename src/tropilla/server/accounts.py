@@ -22,6 +22,7 @@ from tropilla.accounts.keys.ring import Ring, Stored, open_ring
 from tropilla.accounts.ledger import Ledger
 from tropilla.accounts.limits import Spending, Spent
 from tropilla.accounts.prices import Prices, cost
+from tropilla.accounts.repeats import Kept
 from tropilla.accounts.spool import Spool
 from tropilla.accounts.store import Store, StoreError, open_store
 from tropilla.accounts.store.places import AUTO, place, state_folder
@@ -31,6 +32,7 @@ from tropilla.ir import JsonObject, Malformed, Problem, ProblemError
 from tropilla.record import Record
 
 _PRUNE_SECONDS = 3600.0
+_SWEEP_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
 """How often it is asked whether a key has changed."""
 _LEAST_SECONDS = 1.0
@@ -56,6 +58,8 @@ class Accounts:
         self.ledger = ledger
         self.ring = ring
         """The keys in the store."""
+        self.repeats = Kept(store)
+        """The answers that may be said again."""
         self.spent: Spending = ()
         """What was spent by keys and teams, as it was read last."""
         self.stored: Sequence[Stored] = ()
@@ -68,6 +72,7 @@ class Accounts:
         self._watching: asyncio.Task[None] | None = None
         self._keep_seconds = config.accounts.keep_days * _DAY
         self._pruning = asyncio.create_task(self._prune())
+        self._sweeping = asyncio.create_task(self._sweep())
 
     @classmethod
     async def open(cls, config: Config) -> Accounts | None:
@@ -176,6 +181,16 @@ class Accounts:
                     log.info("ledger.pruned", text, rows=gone)
             await asyncio.sleep(_PRUNE_SECONDS)
 
+    async def _sweep(self) -> None:
+        """Forget the answers that are too old, or too many."""
+        while True:
+            with suppress(StoreError):
+                gone = await self.repeats.sweep(self.config.repeats)
+                if gone:
+                    text = "{answers} answers that might have been said again are forgotten."
+                    log.info("repeats.swept", text, answers=gone)
+            await asyncio.sleep(_SWEEP_SECONDS)
+
     def admit(self) -> None:
         """Let one more request take something.
 
@@ -210,7 +225,7 @@ class Accounts:
 
     async def close(self) -> None:
         """Have everything written, and let go of it."""
-        for task in (self._pruning, self._watching):
+        for task in (self._pruning, self._sweeping, self._watching):
             if task is not None:
                 task.cancel()
                 with suppress(asyncio.CancelledError):

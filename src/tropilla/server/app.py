@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import parse_qs
 
 import msgspec
@@ -34,6 +34,7 @@ from tropilla.server.bodies import json_object, media_in
 from tropilla.server.door import Door
 from tropilla.server.http import Call
 from tropilla.server.managing import manage
+from tropilla.server.repeats import KEY, Repeats, Tape, may_repeat, replay
 from tropilla.server.reply import Reply
 from tropilla.server.responses import Responses, Turn
 from tropilla.server.routes import (
@@ -67,6 +68,7 @@ STATUS: dict[ProblemKind, int] = {
     "forbidden": 403,
     "not_found": 404,
     "method_not_allowed": 405,
+    "conflict": 409,
     "not_implemented": 501,
     "unknown_model": 404,
     "limited": 429,
@@ -79,8 +81,8 @@ STATUS: dict[ProblemKind, int] = {
 _WORKED: frozenset[ProblemKind] = frozenset({"upstream_failed", "timeout", "internal"})
 """Much may have been generated before these, and on two upstreams: SDKs would have it done again,
 twice, if they were not told not to."""
-_NEVER: frozenset[ProblemKind] = _WORKED | {"not_implemented"}
-"""SDKs ask again whatever the server's fault is."""
+_NEVER: frozenset[ProblemKind] = _WORKED | {"not_implemented", "conflict"}
+"""SDKs ask again whatever the server's fault is, and after a 409."""
 _COMMON: frozenset[ProblemKind] = frozenset({"limited", "loading", "unavailable"})
 """Once it happens to one, it happens to all who ask."""
 _SELDOM_SECONDS = 10.0
@@ -88,6 +90,7 @@ _LARGE = 4 * 1024 * 1024
 _NATIVE = "llamacpp"
 _DEFAULT = "openai_chat"
 _DEFAULT_PATH = "/v1/chat/completions"
+Metered: TypeAlias = Generate | Measure | Forward
 _METERED = (Generate, Measure, Forward)
 """What takes something of an upstream."""
 _SPOKEN = (*_METERED, Count, Kept, View)
@@ -133,6 +136,7 @@ class Gateway:
             if (versions := dialects.versions(dialects.named(name))) is not None
         ]
         self._responses = Responses(config.responses)
+        self._repeats = Repeats(config, None if accounts is None else accounts.repeats)
         self._since = int(time.time())
         self._draining = False
         self._seldom: dict[ProblemKind, log.Seldom] = {}
@@ -147,6 +151,7 @@ class Gateway:
         self.journal.on = config.log_requests
         self._door.reload(config)
         self._ui.reload(config)
+        self._repeats.reload(config)
         self._fleet.reload(config)
 
     def drain(self) -> None:
@@ -158,6 +163,7 @@ class Gateway:
         """Let go of what is kept."""
         self._ui.close()
         self._responses.close()
+        await self._repeats.close()
         if self._accounts is not None:
             await self._accounts.close()
         self.journal.close()
@@ -239,12 +245,11 @@ class Gateway:
                 call.allowed = ", ".join(_allowed(methods))
                 message = f"{call.method} is not allowed here; allowed: {call.allowed}."
                 raise ProblemError(Problem(kind="method_not_allowed", message=message))
-            case Generate():
-                await self._generate(call, action, reply)
-            case Measure():
-                await self._measure(call, action, reply)
-            case Forward():
-                await self._forward(call, action, reply)
+            case Generate() | Measure() | Forward():
+                if KEY in call.headers and self._repeats.on and may_repeat(action):
+                    await self._once(call, action, reply)
+                else:
+                    await self._do(call, action, reply)
             case Count():
                 await self._count(call, action, reply)
             case Kept():
@@ -262,7 +267,30 @@ class Gateway:
             self._accounts.admit()
         call.record.metered = True
 
-    async def _generate(self, call: Call, action: Generate, reply: Reply) -> None:
+    async def _once(self, call: Call, action: Metered, reply: Reply) -> None:
+        """Do what a client may say again, or say its answer again."""
+        begun = await self._repeats.begin(call, self._config.max_body)
+        if isinstance(begun, Tape):
+            try:
+                await self._do(call, action, begun)
+            finally:
+                self._repeats.end(begun.done)
+            return
+        # It may have waited for long: what its key may not do any more it does not hear, either.
+        await self._door.enter(call, action)
+        self._door.model(call, begun.model)
+        await replay(begun, call.record, reply)
+
+    async def _do(self, call: Call, action: Metered, reply: Reply | Tape) -> None:
+        match action:
+            case Generate():
+                await self._generate(call, action, reply)
+            case Measure():
+                await self._measure(call, action, reply)
+            case Forward():
+                await self._forward(call, action, reply)
+
+    async def _generate(self, call: Call, action: Generate, reply: Reply | Tape) -> None:
         data = await self._text(call)
         body = json_object(data)
         if large := len(data) > _LARGE:
@@ -279,13 +307,13 @@ class Gateway:
         if not self._config.allow_grammar and request.extras.get("grammar"):
             raise ProblemError(_NO_GRAMMAR)
         origin = relay.Origin(
-            reply.request_id.removeprefix("req_"),
+            call.record.id.removeprefix("req_"),
             int(time.time()),
             key=call.owner or call.client,
             session=_session(call, request),
             body=hash(data),
             model=model,
-            spent=lambda: time.perf_counter() - reply.began,
+            spent=lambda: time.perf_counter() - call.record.began,
         )
         call.record.session = origin.session
 
@@ -324,9 +352,11 @@ class Gateway:
             self._ui.capture.begin(call.record.id, call.texts(), data)
         return data
 
-    async def _turn(self, call: Call, action: Generate, body: JsonObject, reply: Reply) -> Turn:
+    async def _turn(
+        self, call: Call, action: Generate, body: JsonObject, reply: Reply | Tape
+    ) -> Turn:
         if action.dialect == responses.NAME:
-            unique = reply.request_id.removeprefix("req_")
+            unique = call.record.id.removeprefix("req_")
             return await self._responses.turn(body, action.path, call.owner, reply, unique)
         return Turn(call.dialect, call.dialect.parse_request(body, action.path), reply)
 
@@ -366,7 +396,7 @@ class Gateway:
         known = Known(version=__version__, models=cards, now=now)
         return Visit(known=known, rest=rest, query=call.head.query, headers=call.texts(), body=body)
 
-    async def _measure(self, call: Call, action: Measure, reply: Reply) -> None:
+    async def _measure(self, call: Call, action: Measure, reply: Reply | Tape) -> None:
         data = await self._text(call)
         body, measure, face = json_object(data), measures.named(action.name), action.face
         if face is not None:
@@ -389,7 +419,7 @@ class Gateway:
             render=None if face is None else partial(_faced, face, model),
         )
 
-    async def _forward(self, call: Call, action: Forward, reply: Reply) -> None:
+    async def _forward(self, call: Call, action: Forward, reply: Reply | Tape) -> None:
         if action.admin and not self._config.allow_admin:
             raise ProblemError(
                 Problem(
@@ -583,7 +613,7 @@ def _faced(face: Face, model: str | None, answer: Vectors, name: str) -> bytes:
     return face.render(answer.vectors, answer.usage, model or name)
 
 
-async def _show(shown: Shown, reply: Reply) -> None:
+async def _show(shown: Shown, reply: Reply | Tape) -> None:
     await reply.whole(shown.status, shown.body, shown.headers, shown.content_type)
 
 

@@ -64,6 +64,7 @@ class Call:
 
     __slots__ = (
         "_connection",
+        "_read",
         "account",
         "allowed",
         "dialect",
@@ -78,6 +79,7 @@ class Call:
 
     def __init__(self, connection: Connection, told: Head) -> None:
         self._connection = connection
+        self._read: bytes | None = None
         self.head = told
         self.method, self.path, self.headers = told.method, told.path, told.headers
         self.dialect: Dialect
@@ -117,16 +119,21 @@ class Call:
             name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers.items()
         }
 
-    async def body(self, limit: int) -> bytes:
-        """The whole body.
+    async def body(self, limit: int, *, again: bool = False) -> bytes:
+        """The whole body, once; with `again` it can be had once more.
 
         Raises:
             ProblemError: it is larger than the limit, compressed, too slow, or no body.
         """
+        if self._read is not None:
+            data, self._read = self._read, None
+            return data
         if self.headers.get(b"content-encoding", b"identity").lower() != b"identity":
             message = "A compressed body is not accepted: send it plain."
             raise ProblemError(Problem(kind="unsupported_media", message=message))
-        return await self._connection.body(limit)
+        data = await self._connection.body(limit)
+        self._read = data if again else None
+        return data
 
 
 class Connection(asyncio.Protocol):

@@ -16,7 +16,8 @@ _EVERY = (
     b"access-control-allow-origin: *\r\n"
     b"access-control-expose-headers: x-request-id, request-id, openai-processing-ms, retry-after, "
     b"retry-after-ms, x-should-retry, x-tropilla-dropped, x-tropilla-upstream, "
-    b"x-tropilla-queue-ms, x-tropilla-overhead-ms, x-tropilla-cache-tokens\r\n"
+    b"x-tropilla-queue-ms, x-tropilla-overhead-ms, x-tropilla-cache-tokens, "
+    b"idempotency-replayed\r\n"
     b"openai-version: 2020-10-01\r\n"
 )
 _STREAMED = ("text/event-stream", "application/x-ndjson")

@@ -1,8 +1,8 @@
 """Where accounts are kept: a file of SQLite, or PostgreSQL, by one small protocol.
 
 The same SQL runs on both: parameters are `$1`, `$2`, ... in the order in which they first stand,
-types are those that both know (TEXT, BIGINT, DOUBLE PRECISION), and an `INSERT` says what it does
-`ON CONFLICT`. What `write` has returned from is there after a crash of the process. The tables
+types are those that both take (TEXT, BIGINT, DOUBLE PRECISION, BYTEA), and an `INSERT` says what it
+does `ON CONFLICT`. What `write` has returned from is there after a crash of the process. The tables
 are made by numbered migrations, under a lock; a store that a newer Tropilla has changed is left
 alone.
 """

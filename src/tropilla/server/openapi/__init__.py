@@ -16,6 +16,7 @@ from tropilla.dialects._beside import Face, Shape
 from tropilla.ir import JsonObject
 from tropilla.server.openapi.keys import KEYS
 from tropilla.server.openapi.schemas import SCHEMAS, event, ref
+from tropilla.server.repeats import HEADER, may_repeat
 from tropilla.server.routes import (
     Action,
     Count,
@@ -40,6 +41,7 @@ _REFUSALS = {
     "401": "There is no valid key.",
     "403": "The operator does not allow it.",
     "404": "No such model, or no such thing.",
+    "409": "The Idempotency-Key was used for another request.",
     "408": "The body comes too slowly.",
     "413": "The body is too large.",
     "415": "The body is compressed.",
@@ -234,12 +236,13 @@ def operation(action: Action, method: str, path: str) -> JsonObject:
     """One method of a path."""
     match action:
         case Generate(dialect=name):
-            return _operation(_shape(action, path), name)
+            return _repeatable(_operation(_shape(action, path), name), name)
         case Measure(face=Face(shape=shape), dialect=dialect):
-            return _operation(shape, dialect)
+            return _repeatable(_operation(shape, dialect), dialect)
         case Measure(name=name, dialect=dialect):
             afs = dialect == "afs"
-            return _operation(_AFS_EMBEDDINGS if afs else _MEASURE[name], dialect)
+            shape = _AFS_EMBEDDINGS if afs else _MEASURE[name]
+            return _repeatable(_operation(shape, dialect), dialect)
         case Count(dialect=name):
             return _operation(action.counter.shape, name)
         case View(dialect=name, page=page):
@@ -296,6 +299,27 @@ def _operation(shape: Shape, dialect: str, *, done: bool = True) -> JsonObject:
     return told
 
 
+_KEY: JsonObject = {
+    "name": HEADER,
+    "in": "header",
+    "description": "Whoever says the same again under this key is told the same answer.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+}
+
+
+def _repeatable(told: JsonObject, dialect: str) -> JsonObject:
+    """An operation that is done once, however often it is said under one key."""
+    told["parameters"] = [*told.get("parameters", ()), _KEY]
+    told["responses"]["200"]["headers"] = {
+        "idempotency-replayed": {
+            "description": "`true` where this is the answer of an earlier request.",
+            "schema": {"const": "true"},
+        }
+    }
+    told["responses"]["409"] = {"$ref": f"#/components/responses/{_error(dialect)}409"}
+    return told
+
+
 def _forwarded(action: Forward, method: str) -> JsonObject:
     summary = "Passed on to an upstream, as it is"
     told: JsonObject = {
@@ -304,6 +328,8 @@ def _forwarded(action: Forward, method: str) -> JsonObject:
     }
     if method == "POST":
         told["requestBody"] = {"content": _json(ref("Forwarded"))}
+    if may_repeat(action):
+        told["parameters"] = [_KEY]
     told["responses"] = {
         "200": {"description": "The upstream's answer."},
         "4XX": {"description": "Tropilla's refusal, or the upstream's."},

@@ -72,7 +72,7 @@ class Table(NamedTuple):
 
 _CREATE = re.compile(r"CREATE TABLE (\w+) \((.*)\)", re.DOTALL)
 _ADD = re.compile(r"ALTER TABLE (\w+) ADD COLUMN (\w+) ")
-_COLUMN = re.compile(r"\s*(\w+) (?:TEXT|BIGINT|DOUBLE PRECISION)\b([^,\n]*)")
+_COLUMN = re.compile(r"\s*(\w+) (?:TEXT|BIGINT|DOUBLE PRECISION|BYTEA)\b([^,\n]*)")
 _KEY = re.compile(r"\s*PRIMARY KEY \(([^)]*)\)")
 
 

@@ -1,0 +1,222 @@
+"""A gateway that is killed, hangs or ends, and a store that is away: nothing is done twice."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from conftest import CHAT, Raw, Serve
+from doubles.upstream import DEADLINE, Double, chunk, streams, told
+from repeats.asking import KEY, PATH, accounts, chat, open_keys, replayed
+from test_cli import POSIX, serving
+from tropilla.accounts.repeats import Found, Kept
+from tropilla.accounts.store import StoreError
+from tropilla.config import (
+    AccountsConfig,
+    RepeatsConfig,
+)
+from tropilla.server import repeats
+
+pytestmark = pytest.mark.anyio
+
+
+class Looks:
+    """Time passes with each look at a shelf, and beats when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lives = True
+        self.count = 0
+        claim = Kept.claim
+        own = self
+
+        async def look(shelf: Kept, name: Any, mark: str, token: str, since: float) -> Any:
+            found = await claim(shelf, name, mark, token, since)
+            if isinstance(found, Found):
+                own.count += 1
+                if own.lives:
+                    await shelf.beat([(name, found.token)])
+            return found
+
+        monkeypatch.setattr(Kept, "claim", look)
+        monkeypatch.setattr(repeats, "_LOOK_SECONDS", 0)
+        monkeypatch.setattr(repeats, "_BEAT_SECONDS", 3600)
+        now = SimpleNamespace(time=time.time, monotonic=lambda: self.count * 6.0)
+        monkeypatch.setattr(repeats, "time", now)
+
+
+async def test_what_lives_is_waited_for_and_what_is_dead_is_done_anew(
+    gateway: Serve, double: Double, shared: AccountsConfig, monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+) -> None:  # fmt: skip
+    looks = Looks(monkeypatch)
+    gateways = [await gateway(double, accounts=shared) for _ in range(2)]
+    first = asyncio.create_task(chat(gateways[0]))
+    exchange = await double.arrives()
+    second = asyncio.create_task(chat(gateways[1]))
+    await gateways[1].has(lambda: looks.count > 20)
+    assert len(double.requests) == 1
+    looks.lives = False  # as if that process hung
+    anew = await double.arrives()
+    await anew.stream(*told("anew"))
+    assert b"anew" in (await second).body
+    # What comes back has its own answer, and the others have the one that is kept.
+    await exchange.stream(*told("late"))
+    late = await first
+    assert (late.status, b"late" in late.body) == (200, True)
+    assert "done a second time" in caplog.text
+    for one in gateways:
+        again = await chat(one)
+        assert replayed(again)
+        assert b"anew" in again.body
+
+
+async def test_a_gateway_gives_signs_of_life(
+    gateway: Serve, double: Double, shared: AccountsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repeats, "_BEAT_SECONDS", 0.01)
+    tropilla = await gateway(double, accounts=shared)
+    first = asyncio.create_task(chat(tropilla))
+    exchange = await double.arrives()
+    beats = 0
+    async with asyncio.timeout(DEADLINE):
+        while beats < 3:
+            ((beats,),) = await accounts(tropilla).store.read("SELECT beat FROM repeats")
+    await exchange.stream(*told("Hi"))
+    assert (await first).status == 200
+    assert tropilla.gateway._repeats._beating is not None
+    await asyncio.wait_for(tropilla.gateway._repeats._beating, DEADLINE)
+    assert replayed(await chat(tropilla))
+
+
+@POSIX
+@pytest.mark.parametrize("where", ["before the first byte", "in the middle", "after the end"])
+async def test_a_gateway_is_killed(
+    gateway: Serve, double: Double, shared: AccountsConfig, monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:  # fmt: skip
+    body = CHAT | {"stream": True}
+    with serving("--store", str(shared.store), "--upstream", double.url) as (process, address, _):
+        host, _, port = address.rpartition(":")
+        raw = Raw(*await asyncio.open_connection(host, int(port)))
+        await raw.post(PATH, body, f"Idempotency-Key: {KEY['Idempotency-Key']}")
+        exchange = await double.arrives()
+        heard = b""
+        if where != "before the first byte":
+            await exchange.head()
+            await exchange.send(chunk("Once"))
+            await raw.see(b"Once")
+        if where == "after the end":
+            for piece in told(" upon")[:-1]:
+                await exchange.send(piece)
+            await exchange.send(b"data: [DONE]\n\n")
+            await raw.see(b"[DONE]")
+            heard = (await raw.answer()).body
+        process.send_signal(signal.SIGKILL)
+        await asyncio.to_thread(process.wait, DEADLINE)
+        raw.leave()
+    monkeypatch.setattr(repeats, "_DEAD_SECONDS", 0.0)
+    tropilla = await gateway(double, accounts=shared)
+    if where == "after the end":
+        again = await tropilla.ask("POST", PATH, body, KEY)
+        assert (replayed(again), again.body) == (True, heard)
+        assert len(double.requests) == 1
+        return
+    double.on(PATH, streams(*told("anew")))
+    done = await tropilla.ask("POST", PATH, body, KEY)
+    assert (done.status, replayed(done), done.text) == (200, False, "anew")
+    assert replayed(await tropilla.ask("POST", PATH, body, KEY))
+    assert len(double.requests) == 2
+
+
+class Away:
+    """A store that is away while it is told to be."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.away = False
+        monkeypatch.setattr(repeats, "_RETRY_SECONDS", 0.01)
+        for name in ("claim", "keep", "release", "beat"):
+            self._break(monkeypatch, name)
+
+    def _break(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        real = getattr(Kept, name)
+
+        async def call(*arguments: Any) -> Any:
+            if self.away:
+                raise StoreError("It is away.")
+            return await real(*arguments)
+
+        monkeypatch.setattr(Kept, name, call)
+
+
+async def test_where_nobody_can_tell_nothing_is_done_twice(
+    gateway: Serve, double: Double, shared: AccountsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = Away(monkeypatch)
+    double.on(PATH, streams(*told("Hi")))
+    tropilla = await gateway(double, accounts=shared)
+    assert not replayed(await chat(tropilla))
+    away.away = True
+    for key in (KEY, {"Idempotency-Key": "new"}):
+        one = await chat(tropilla, key)
+        assert (one.status, one.error["code"]) == (503, "repeats_unavailable")
+        assert one.headers["retry-after"] == "5"
+    assert len(double.requests) == 1
+    assert (await chat(tropilla, {})).status == 200
+    away.away = False
+    assert replayed(await chat(tropilla))
+    assert not replayed(await chat(tropilla, {"Idempotency-Key": "new"}))
+
+
+async def test_an_answer_waits_for_a_store_that_fails_at_its_end(
+    gateway: Serve, double: Double, shared: AccountsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = Away(monkeypatch)
+    gateways = [await gateway(double, accounts=shared) for _ in range(2)]
+    first = asyncio.create_task(chat(gateways[0]))
+    exchange = await double.arrives()
+    away.away = True
+    await exchange.stream(*told("Hi"))
+    answer = await first
+    assert answer.status == 200
+    # Who has it tells it meanwhile; who has not does not do it again.
+    assert replayed(await chat(gateways[0]))
+    assert (await chat(gateways[1])).status == 503
+    away.away = False
+    await open_keys(gateways[0], 0)
+    again = await chat(gateways[1])
+    assert (replayed(again), again.body) == (True, answer.body)
+    assert len(double.requests) == 1
+
+
+async def test_not_more_waits_for_a_store_than_may_be_kept(
+    gateway: Serve, double: Double, shared: AccountsConfig, monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+) -> None:  # fmt: skip
+    away = Away(monkeypatch)
+    tropilla = await gateway(double, accounts=shared, repeats=RepeatsConfig(max_bytes=10))
+    first = asyncio.create_task(chat(tropilla))
+    exchange = await double.arrives()
+    away.away = True
+    await exchange.stream(*told("Hi"))
+    assert (await first).status == 200
+    await open_keys(tropilla, 0)
+    assert "too many answers wait" in caplog.text
+
+
+async def test_a_gateway_that_ends_leaves_nothing_behind(
+    gateway: Serve, double: Double, shared: AccountsConfig
+) -> None:
+    ends, stays = [await gateway(double, accounts=shared) for _ in range(2)]
+    task = asyncio.create_task(chat(ends))
+    await double.arrives()
+    ends.listener.give_up()
+    assert (await task).status == 503
+    await ends.gateway._repeats.close()
+    assert await accounts(stays).store.read("SELECT * FROM repeats") == []
+    double.on(PATH, streams(*told("Hi")))
+    assert (await chat(stays)).status == 200
