@@ -63,3 +63,9 @@ def test_whose_a_request_is() -> None:
     assert owner(keys, {b"authorization": b"Bearer wrong", b"x-api-key": b"one"}) == one
     assert owner(keys, {b"x-api-key": b"wrong"}) is owner(keys, {}) is None
     assert owner(Keys([]), {b"x-api-key": b"one"}) == ""
+
+
+def test_a_key_without_a_name_keeps_its_id() -> None:
+    """Its rows are found by it after every start, and after every update."""
+    for keys in (Keys(("k",)), Keys(("other", "k"))):
+        assert owner(keys, {b"x-api-key": b"k"}) == "08da21ffd76434d8e54d7d6f38d965a9"
