@@ -1,9 +1,9 @@
-"""What accounts cost: the row of a request, a limit on Valkey, and a question to a long ledger.
+"""What accounts cost: a request's row, a limit on Valkey, a long ledger asked, a response kept.
 
     python -m bench.accounts
 
 CPU is that of this process alone, all of its threads: the best of several rounds. Valkey (or Redis)
-is started on a socket; without it its lines are left out.
+and PostgreSQL are started on a socket; without them their lines are left out.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from tropilla.accounts.limits import Amount, Hold, Scope, Spending, cap
 from tropilla.accounts.meters.valkey import Shared
 from tropilla.accounts.spool import Spool
 from tropilla.accounts.store import Store, open_store
+from tropilla.accounts.stored import Keeper, Kept
 from tropilla.accounts.valkey import Valkey
-from tropilla.config import BudgetConfig, LimitsConfig
+from tropilla.config import BudgetConfig, LimitsConfig, ResponsesConfig
+from tropilla.ir import JsonObject
 from tropilla.record import Record
 
 ROUNDS = 5
@@ -34,6 +36,8 @@ AT_ONCE = 32
 ROWS = 1_000_000
 _DAYS = 90
 _BATCH = 20_000
+_RESPONSES = 8_000
+_TURNS = 20
 
 
 async def main() -> None:
@@ -42,8 +46,14 @@ async def main() -> None:
         store = await open_store(f"sqlite:///{folder}/accounts.db")
         try:
             await _row(store, Path(folder))
+            await _responses(store, "SQLite")
             await _question(store)
         finally:
+            await store.close()
+    if databases.postgres_bin() is not None:
+        with databases.postgres() as postgres:
+            store = await open_store(postgres.database())
+            await _responses(store, "PostgreSQL")
             await store.close()
     if databases.valkey_bin() is not None:
         with databases.valkey() as server:
@@ -79,6 +89,40 @@ async def _row(store: Store, folder: Path) -> None:
     await ledger.close()
     _tell(loop * 1e6, "us", f"a row of the ledger, {AT_ONCE} at once: of the gateway's own thread")
     _tell(best * 1e6, "us", "the same, with the thread that writes to SQLite")
+
+
+async def _responses(store: Store, name: str) -> None:
+    """A response kept, and a conversation gone on from, in a store that has all that it may."""
+    keeper = Keeper(ResponsesConfig(), store)
+    item: JsonObject = {"type": "message", "content": [{"type": "output_text", "text": "x" * 8000}]}
+
+    def kept(number: int, previous: str | None = None) -> Kept:
+        return Kept(
+            id=f"resp_{number}", owner="key", previous=previous, items=(item,),
+            response={"id": f"resp_{number}", "output": [{"type": "message"}]},
+        )  # fmt: skip
+
+    for number in range(_RESPONSES):
+        await keeper.keep(kept(number))
+    for number in range(_TURNS):
+        before = f"resp_{_RESPONSES + number - 1}" if number else None
+        await keeper.keep(kept(_RESPONSES + number, before))
+    last = f"resp_{_RESPONSES + _TURNS - 1}"
+    took = []
+    for number in range(TIMES):
+        began = time.perf_counter()
+        await keeper.keep(kept(_RESPONSES + _TURNS + number))
+        took.append(time.perf_counter() - began)
+    took.sort()
+    _tell(took[TIMES // 2] * 1e3, "ms", f"a response of 8 kB kept in {name}: what its client waits")
+    _tell(took[-1] * 1e3, "ms", "the longest, where old ones had to go")
+    best = float("inf")
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        led, missing = await keeper.chain(last, "key")
+        best = min(best, time.perf_counter() - began)
+        assert (len(led), missing) == (_TURNS, None)  # noqa: S101 - all is there
+    _tell(best * 1e3, "ms", f"a conversation of {_TURNS} such responses gone on from")
 
 
 def _rows(first: int) -> Iterator[Row]:

@@ -15,7 +15,9 @@ from tropilla.accounts import usage
 from tropilla.accounts.ledger import Ledger
 from tropilla.accounts.spool import Spool
 from tropilla.accounts.store import migrations, moving, open_store
+from tropilla.accounts.stored import Keeper, Kept
 from tropilla.cli import main
+from tropilla.config import ResponsesConfig
 
 
 def db(*arguments: str) -> Result:
@@ -29,6 +31,12 @@ def fill(url: str, folder: Path, count: int) -> None:
         many = (record(f"r{number}", at=3600.0 * number) for number in range(count))
         await asyncio.gather(*(ledger.enter(one) for one in many))
         await ledger.close()
+        keeper = Keeper(ResponsesConfig(), store, lambda: 1000.0)
+        for number in range(count):
+            previous = f"resp_{number - 1}" if number else None
+            await keeper.keep(
+                Kept(id=f"resp_{number}", owner="o", previous=previous, response={"n": "né\0"})
+            )
         await store.close()
 
     asyncio.run(work())
@@ -38,9 +46,11 @@ def told(url: str) -> tuple[Any, Any]:
     async def work() -> tuple[Any, Any]:
         store = await open_store(url)
         by: list[usage.By] = ["hour", "key", "model"]
-        found = await usage.rows(store, most=10_000), await usage.sums(store, by)
+        rows = await usage.rows(store, most=10_000), await usage.sums(store, by)
+        keeper = Keeper(ResponsesConfig(), store, lambda: 1000.0)
+        chain = await keeper.chain("resp_49", "o")
         await store.close()
-        return found
+        return rows, chain
 
     return asyncio.run(work())
 
@@ -55,10 +65,38 @@ def test_an_account_moves_from_sqlite_to_postgresql(
     done = db("import", "--store", other, file)
     assert done.exit_code == 0, done.output
     assert "50 requests" in done.output
+    assert "50 responses" in done.output
     assert told(other) == told(one)
+    _, (led, missing) = told(other)
+    assert (len(led), missing) == (50, None)
     again = db("import", "--store", other, file)
     assert again.exit_code == 1
     assert "is not empty" in again.output
+
+
+def test_what_is_large_is_moved_in_small_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving, "_MUCH", 1000)
+    one, other = (f"sqlite:///{tmp_path}/{name}" for name in ("a.db", "b.db"))
+    fill(one, tmp_path, 150)
+    moved: dict[str, list[int]] = {"out": [], "in": []}
+
+    async def work() -> None:
+        store = await open_store(one)
+        lines = [part async for part in moving.exported(store, moved["out"].append)]
+        await store.close()
+        store = await open_store(other)
+        whole = b"".join(lines).splitlines(keepends=True)
+        await moving.imported(store, whole, moved["in"].append)
+        await store.close()
+
+    asyncio.run(work())
+    assert told(other) == told(one)
+    for parts in moved.values():
+        assert sum(parts) == 450
+        assert len(parts) > 20
+        assert max(parts) <= 50
 
 
 @pytest.mark.parametrize("cut", ["end", "middle", "start", "line"])

@@ -20,6 +20,7 @@ from tropilla.server.accounts import Accounts
 pytestmark = pytest.mark.anyio
 
 PATH = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
 ADMIN = {"Authorization": "Bearer the-admin-key"}
 
 
@@ -95,6 +96,37 @@ async def test_rows_wait_for_the_store_and_are_there_once(
     (sums,) = await usage.sums(kept(gateways[0]).store, [])
     assert sums["requests"] == len(found)
     assert (sums["prompt"], sums["written"]) == (5 * len(found), 5 * len(found))
+
+
+async def test_responses_cannot_be_had_meanwhile_and_then_they_can(
+    gateway: Serve, double: Double, told: AccountsConfig, postgres: Postgres
+) -> None:
+    one, other = [await gateway(double, accounts=told) for _ in range(2)]
+    _, key = await give(one)
+    await becomes(other, key, 200)
+    mine = {"Authorization": f"Bearer {key}"}
+
+    async def respond(tropilla: Served, **fields: Any) -> Answer:
+        return await tropilla.ask("POST", RESPONSES, {"input": "Hello!"} | fields, mine)
+
+    first = (await respond(one)).json
+    postgres.stop()
+    try:
+        unkept = await respond(other)
+        assert unkept.status == 200
+        asked = len(double.requests)
+        for refused in (
+            await respond(other, previous_response_id=first["id"]),
+            await respond(other, store=True),
+            await other.ask("GET", f"{RESPONSES}/{first['id']}", None, mine),
+            await other.ask("DELETE", f"{RESPONSES}/{first['id']}", None, mine),
+        ):
+            assert (refused.status, refused.error["code"]) == (503, "store_unavailable")
+        assert len(double.requests) == asked
+    finally:
+        postgres.start()
+    assert (await respond(other, previous_response_id=first["id"])).status == 200
+    assert (await other.ask("GET", f"{RESPONSES}/{unkept.json['id']}", None, mine)).status == 404
 
 
 async def test_once_the_spool_is_full_nothing_is_served(

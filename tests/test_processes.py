@@ -10,7 +10,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -220,6 +222,49 @@ def test_none_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         for pid in left:
             while Path(f"/proc/{pid}").exists():
                 pass
+
+
+@LINUX
+@pytest.mark.parametrize("store", ["none", "sqlite"])
+def test_a_response_is_that_of_all_processes(tmp_path: Path, store: str) -> None:
+    url = f"sqlite:///{tmp_path}/accounts.db" if store == "sqlite" else store
+    with (
+        llama(4300) as double,
+        serving("--upstream", double.url, "--workers", "2", "--store", url) as (_, address, _),
+    ):
+        made = response(address)
+        for _ in range(12):  # whoever is asked
+            assert ask(address, "GET", f"/v1/responses/{made['id']}")[0] == 200
+        assert ask(address, "DELETE", f"/v1/responses/{made['id']}")[0] == 200
+        for _ in range(12):
+            assert ask(address, "GET", f"/v1/responses/{made['id']}")[0] == 404
+
+
+def response(address: str) -> Any:
+    status, body = ask(address, "POST", "/v1/responses", {"input": "Hi", "max_output_tokens": 16})
+    assert status == 200, body
+    return msgspec.json.decode(body)
+
+
+@LINUX
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_response_is_there_after_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with llama(4300) as double:
+        command = [
+            "--upstream", double.url, "--workers", workers, "--store",
+            f"sqlite:///{tmp_path}/accounts.db",
+        ]  # fmt: skip
+        with serving(*command) as (process, address, _):
+            made = response(address)
+            for pid in (process.pid, *children(process.pid)):
+                os.kill(pid, signal.SIGKILL)
+        with serving(*command) as (_, address, _):
+            shown = ask(address, "GET", f"/v1/responses/{made['id']}")
+            assert shown[0] == 200
+            assert msgspec.json.decode(shown[1]) == made
 
 
 def test_the_embedded_engine_serves_one() -> None:

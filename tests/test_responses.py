@@ -19,7 +19,7 @@ from doubles.upstream import DONE, Double, answers, breaks, chunk, event, stream
 from grammar import STAMP
 from matrix.backs import BACKS, Back
 from openapi_schema import check_response, check_response_event
-from tropilla.config import ModelConfig, ResponsesConfig
+from tropilla.config import AccountsConfig, KeyConfig, ModelConfig, ResponsesConfig
 from tropilla.framing import SseFramer
 from tropilla.ir import ChoiceEnded, Event, Finished, Started, fold
 from tropilla.server.responses import Responses
@@ -470,7 +470,7 @@ async def test_it_is_kept_before_its_end_is_told(*, stream: bool) -> None:
     else:
         told_whole = turn.front.render_answer(fold(end), turn.request, STAMP)
         await turn.reply.whole(200, told_whole, {})
-    kept.close()
+    await kept.close()
 
     assert msgspec.json.decode(client.found[1])["status"] == "completed"
 
@@ -478,7 +478,7 @@ async def test_it_is_kept_before_its_end_is_told(*, stream: bool) -> None:
 async def test_a_file_keeps_them_over_a_restart(
     gateway: Serve, double: Double, tmp_path: Path
 ) -> None:
-    config = ResponsesConfig(store=str(tmp_path / "responses.db"))
+    config = ResponsesConfig(store=f"sqlite:///{tmp_path}/responses.db")
     double.on(CHAT_PATH, streams(*told("Hi")))
     first = await gateway(double, responses=config)
     made = (await ask(first)).json
@@ -490,16 +490,83 @@ async def test_a_file_keeps_them_over_a_restart(
 async def test_an_answer_is_worth_more_than_its_keeping(
     gateway: Serve, double: Double, tmp_path: Path
 ) -> None:
-    config = ResponsesConfig(store=str(tmp_path / "none" / "responses.db"))
+    (tmp_path / "none").write_text("no folder")
+    config = ResponsesConfig(store=f"sqlite:///{tmp_path}/none/responses.db")
     double.on(CHAT_PATH, streams(*told("Hi")))
     tropilla = await gateway(double, responses=config)
     made = await ask(tropilla)
-    again = await ask(tropilla, previous_response_id=made.json["id"])
-    shown = await tropilla.ask("GET", f"{PATH}/{made.json['id']}")
+    streamed = events_of(await ask(tropilla, stream=True))
+    asked = len(double.requests)
+    assert texts(made.json) == texts(streamed[-1]["response"]) == ["Hi"]
+    assert (await ask(tropilla, store=False)).status == 200
 
-    assert texts(made.json) == ["Hi"]
-    for answer in (again, shown):
+    # Who says that it is to be kept hears so before anything is made.
+    for answer in (
+        await tropilla.ask("POST", PATH, {"input": "Hello!", "store": True}),
+        await tropilla.ask("POST", PATH, {"input": "Hello!", "store": True, "stream": True}),
+        await ask(tropilla, previous_response_id=made.json["id"]),
+        await tropilla.ask("GET", f"{PATH}/{made.json['id']}"),
+        await tropilla.ask("GET", f"{PATH}/{made.json['id']}/input_items"),
+        await tropilla.ask("DELETE", f"{PATH}/{made.json['id']}"),
+    ):
         assert (answer.status, answer.error["code"]) == (503, "store_unavailable")
+        assert answer.headers["retry-after"] == "5"
+    assert len(double.requests) == asked + 1
+
+
+# Where they are kept.
+
+
+async def test_gateways_that_share_their_accounts_share_responses(
+    gateway: Serve, double: Double, store_url: str
+) -> None:
+    keys = {"a": KeyConfig(key="one"), "b": KeyConfig(key="two")}
+    told_so = AccountsConfig(store=store_url, keys=keys)
+    one, other = [await gateway(double, accounts=told_so) for _ in range(2)]
+    double.on(CHAT_PATH, streams(*told("Hi")))
+    async with sdk(one, "one") as here, sdk(other, "one") as there, sdk(other, "two") as stranger:
+        first = await here.responses.create(model="m", input="Hello!")
+        second = await there.responses.create(
+            model="m", input="And?", previous_response_id=first.id
+        )
+        assert said(double)[-3:] == ["Hello!", "Hi", "And?"]
+        assert (await there.responses.retrieve(first.id)).output_text == "Hi"
+        assert (await here.responses.retrieve(second.id)).previous_response_id == first.id
+        listed = await there.responses.input_items.list(first.id)
+        assert [one.type for one in listed.data] == ["message"]
+        with pytest.raises(openai.NotFoundError):
+            await stranger.responses.retrieve(first.id)
+
+        await there.responses.delete(first.id)
+        with pytest.raises(openai.NotFoundError):
+            await here.responses.retrieve(first.id)
+        with pytest.raises(openai.BadRequestError, match="not found"):
+            await here.responses.create(model="m", input="x", previous_response_id=second.id)
+
+
+def said(double: Double) -> list[str]:
+    messages: list[dict[str, str]] = double.requests[-1].json["messages"]
+    return [one["content"] for one in messages]
+
+
+@pytest.mark.parametrize("store", ["memory", "own"])
+async def test_responses_may_be_kept_elsewhere_than_accounts(
+    gateway: Serve, double: Double, tmp_path: Path, store: str
+) -> None:
+    own = "memory" if store == "memory" else f"sqlite:///{tmp_path}/responses.db"
+    both: Any = {
+        "accounts": AccountsConfig(store=f"sqlite:///{tmp_path}/accounts.db"),
+        "responses": ResponsesConfig(store=own),
+    }
+    double.on(CHAT_PATH, streams(*told("Hi")))
+    tropilla, other = [await gateway(double, **both) for _ in range(2)]
+    made = (await ask(tropilla)).json
+    accounts = tropilla.gateway._accounts
+    assert accounts is not None
+    assert await accounts.store.read("SELECT count(*) FROM responses") == [(0,)]
+    assert (await tropilla.ask("GET", f"{PATH}/{made['id']}")).json == made
+    elsewhere = await other.ask("GET", f"{PATH}/{made['id']}")
+    assert elsewhere.status == (404 if store == "memory" else 200)
 
 
 # Counting.

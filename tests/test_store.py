@@ -81,6 +81,21 @@ async def test_a_file_that_is_no_store_is_told_so(tmp_path: Path) -> None:
         await open_store("sqlite:////proc/none/accounts.db")
 
 
+async def test_a_file_is_its_users_alone(tmp_path: Path) -> None:
+    store = await open_store(at(tmp_path / "new"))
+    await store.write(("CREATE TABLE t (a BIGINT)", [()]))
+    assert modes(tmp_path / "new") == [0o600] * 3
+    await store.close()
+    # One that is there stays as its user has it.
+    (tmp_path / "new" / "accounts.db").chmod(0o640)
+    await (await open_store(at(tmp_path / "new"))).close()
+    assert modes(tmp_path / "new") == [0o640]
+
+
+def modes(folder: Path) -> list[int]:
+    return [one.stat().st_mode & 0o777 for one in folder.iterdir()]
+
+
 async def test_a_store_that_is_closed_says_so(store_url: str) -> None:
     store = await open_store(store_url)
     await store.close()

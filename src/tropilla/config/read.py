@@ -32,7 +32,7 @@ from tropilla.config.kinds import (
     settings,
 )
 from tropilla.config.nodes import Complaint, Items, Node, Odd, Place, Refused
-from tropilla.config.texts import read_listen, read_moment, read_shared, read_url
+from tropilla.config.texts import read_kept, read_listen, read_moment, read_shared, read_url
 from tropilla.config.tree import Config, ConfigError, ModelConfig, UpstreamConfig
 from tropilla.ir import Malformed
 from tropilla.templates import Classic, Template
@@ -51,12 +51,14 @@ _FORMS: dict[str | None, Callable[[str], str]] = {
     "url": read_url,
     "listen": read_listen,
     "moment": read_moment,
+    "kept": read_kept,
     "shared": read_shared,
 }
 _WANTED: dict[str | None, str] = {
     "url": "an address, as http://HOST:PORT",
     "listen": "HOST:PORT, as 127.0.0.1:8081",
     "moment": "a day or a time, as 2027-01-31",
+    "kept": "an address, as sqlite:///PATH, or auto, or memory",
     "shared": "an address, as valkey://HOST:PORT, or memory",
 }
 _JINJA = (".jinja", ".jinja2", ".j2")

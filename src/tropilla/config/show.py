@@ -62,7 +62,7 @@ class _Shown:
         match kind:
             case Plain(form="secret") if value is not None:
                 return HIDDEN
-            case Plain(form="url" | "store" | "shared") if value is not None:
+            case Plain(form="url" | "store" | "kept" | "shared") if value is not None:
                 return shown_url(self._text(value, way))
             case Many(item=item):
                 return [self._value(item, one, way, str(at)) for at, one in enumerate(value)]

@@ -13,6 +13,7 @@ from tropilla.config.tree import ConfigError
 _USER = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)?.*@", re.DOTALL)
 _QUERY = re.compile(r"[?#].*", re.DOTALL)
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^:\s\[\]]+):([0-9]{1,5})")
+_STORES = frozenset({"sqlite", "postgresql", "postgres"})
 _SHARED = frozenset({"valkey", "valkeys", "redis", "rediss", "unix"})
 _LAST_PORT = 65535
 
@@ -99,6 +100,22 @@ def read_shared(text: str) -> str:
     if parts.scheme != "unix" and number and not number.isdecimal():
         raise ConfigError("names no database: what follows the port is a number.")
     return url
+
+
+def read_kept(text: str) -> str:
+    """Where responses are kept: `auto`, `memory`, or the address of a store.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    where = text.strip()
+    scheme, _, rest = where.partition("://")
+    if where not in {"auto", "memory"} and (scheme not in _STORES or not rest.strip("/")):
+        raise ConfigError(
+            "is neither auto nor memory nor the address of a store: write it as sqlite:///PATH, or "
+            "as postgresql://USER@HOST/NAME."
+        )
+    return where
 
 
 def read_moment(text: str) -> str:

@@ -27,6 +27,8 @@ Name: TypeAlias = Annotated[str, Meta(min_length=1)]
 Url: TypeAlias = Annotated[str, Meta(min_length=1, extra={"form": "url"})]
 # An address that may have a password in it, as that of an upstream.
 StoreUrl: TypeAlias = Annotated[str, Meta(min_length=1, extra={"form": "store"})]
+# The same, where it may be left to the accounts.
+KeptUrl: TypeAlias = Annotated[str, Meta(min_length=1, extra={"form": "kept"})]
 # That of a server that several gateways share.
 SharedUrl: TypeAlias = Annotated[str, Meta(min_length=1, extra={"form": "shared"})]
 Listen: TypeAlias = Annotated[str, Meta(min_length=1, extra={"form": "listen"})]
@@ -203,8 +205,9 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):
 class ResponsesConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept of the Responses API, so that a conversation can go on by an id."""
 
-    store: Name = "memory"
-    """`memory`, which ends with the gateway, or the path of a SQLite file."""
+    store: KeptUrl = "auto"
+    """`auto` is the store of the accounts, and `memory` where none are kept, which ends with the
+    gateway; or a store of its own: sqlite:///PATH, postgresql://USER@HOST/NAME."""
     ttl: Annotated[float, Meta(gt=0, le=315_360_000)] = 2_592_000.0
     """Seconds after its last use when a response is forgotten; 30 days."""
     max_bytes: Annotated[int, Meta(ge=0, le=2**50)] = 64 * 1024 * 1024

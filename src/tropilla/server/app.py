@@ -20,6 +20,7 @@ from tropilla import __version__, dialects, log, measured, measures, relay
 from tropilla.accounts.admission import Need, need_of, need_of_inputs
 from tropilla.accounts.limits import Meter
 from tropilla.accounts.meters.memory import Memory
+from tropilla.accounts.store import MEMORY
 from tropilla.config import Config
 from tropilla.dialects import Dialect
 from tropilla.dialects._beside import Face, Known, Shown, Visit
@@ -108,6 +109,7 @@ class Gateway:
         accounts: Accounts | None = None,
         meter: Meter | None = None,
         spans: Spans | None = None,
+        memory: str = MEMORY,
     ) -> None:
         self._door = Door(config, fleet, accounts, meter or Memory())
         # What counts decides how when it is loaded: alone, or with other processes.
@@ -135,7 +137,9 @@ class Gateway:
             for name in dialects.names()
             if (versions := dialects.versions(dialects.named(name))) is not None
         ]
-        self._responses = Responses(config.responses)
+        self._responses = Responses(
+            config.responses, None if accounts is None else accounts.store, memory
+        )
         self._repeats = Repeats(config, None if accounts is None else accounts.repeats)
         self._since = int(time.time())
         self._draining = False
@@ -162,7 +166,7 @@ class Gateway:
     async def close(self) -> None:
         """Let go of what is kept."""
         self._ui.close()
-        self._responses.close()
+        await self._responses.close()
         await self._repeats.close()
         if self._accounts is not None:
             await self._accounts.close()

@@ -58,15 +58,10 @@ def run_several(
     """Serve with as many processes as the config says, as `run` does with one."""
     host, port = sockets[0].getsockname()[:2]
     with tempfile.TemporaryDirectory(prefix="tropilla-") as folder:
-        own: dict[str, object] = {"listen": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"}
-        if config.responses.store == "memory":
-            # What one process keeps, another is asked for.
-            store = str(Path(folder, "responses"))
-            own["responses"] = msgspec.structs.replace(config.responses, store=store)
+        own, told = f"[{host}]:{port}" if ":" in host else f"{host}:{port}", config.listen
 
         def with_own(other: Config) -> Config:
-            same = {name: it for name, it in own.items() if _same(name, config, other)}
-            return msgspec.structs.replace(other, **same)
+            return msgspec.structs.replace(other, listen=own) if other.listen == told else other
 
         def again_with_own() -> tuple[Config, str]:
             other, news = again() if again is not None else (config, "")
@@ -78,11 +73,7 @@ def run_several(
         os.environ[_SHARED_METRICS] = str(Path(folder, "metrics"))
         Path(folder, "metrics").mkdir()
         more = [listen(config, shared=True) for _ in range(1, config.workers)]
-        return _Processes(config, [sockets, *more], on_first, each, file).serve()
-
-
-def _same(name: str, one: Config, other: Config) -> bool:
-    return bool(getattr(one, name) == getattr(other, name))
+        return _Processes(config, [sockets, *more], on_first, each, file, folder).serve()
 
 
 class _Processes:
@@ -95,6 +86,7 @@ class _Processes:
         on_first: Callable[[str], None],
         again: Again | None,
         file: Path | None,
+        folder: str,
     ) -> None:
         self._config = config
         self._sockets = sockets
@@ -102,6 +94,8 @@ class _Processes:
         self._on_first = on_first
         self._again = again
         self._file = file
+        # What one process keeps, another is asked for.
+        self._memory = f"sqlite:///{folder}/memory"
         self._shared = Shared(config.workers)
         self._life, self._lifeline = os.pipe()
         self._running: dict[int, tuple[int, float]] = {}
@@ -173,6 +167,7 @@ class _Processes:
                 self._file,
                 siblings=Siblings(self._shared, process),
                 life=self._life,
+                memory=self._memory,
             )
             if problem is not None:
                 log.error("gateway.failed", "{problem}", problem=problem)

@@ -1,7 +1,9 @@
 """OpenAI's Responses beyond one answer: what is kept, gone on from, shown and deleted.
 
 An answer is kept before its client hears of its end: whoever goes on from it at once finds it.
-One that failed, or that the client left, is not kept: there is nothing to go on from.
+One that failed, or that the client left, is not kept: there is nothing to go on from. Where the
+store fails an answer is told all the same; who says that it is to be kept is refused before it is
+made.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from urllib.parse import parse_qs
 import msgspec
 
 from tropilla import log
+from tropilla.accounts.store import MEMORY, Store
+from tropilla.accounts.stored import Keeper, Kept
 from tropilla.config import ResponsesConfig
 from tropilla.dialects import Dialect, Stamp, openai_responses
 from tropilla.dialects._fields import invalid
 from tropilla.dialects.openai_responses.items import no_item
 from tropilla.dialects.openai_responses.render import Renderer, whole
 from tropilla.ir import Answer, Json, JsonObject, Malformed, Problem, ProblemError, Request
-from tropilla.stored import Kept, Store
 from tropilla.telling import Reply
 
 NAME = openai_responses.NAME
@@ -45,14 +48,23 @@ class Turn(NamedTuple):
 
 
 class Responses:
-    """What a gateway keeps."""
+    """What a gateway keeps.
 
-    def __init__(self, config: ResponsesConfig) -> None:
-        self._store = Store(config)
+    `store` is that of the accounts, where there are some; `memory` is the address of what is kept
+    no longer than the gateway lasts.
+    """
 
-    def close(self) -> None:
-        """Let go of the store."""
-        self._store.close()
+    def __init__(
+        self, config: ResponsesConfig, store: Store | None = None, memory: str = MEMORY
+    ) -> None:
+        where: Store | str = config.store
+        if where == "auto":
+            where = store or memory
+        self._keeper = Keeper(config, memory if where == "memory" else where)
+
+    async def close(self) -> None:
+        """Let go of the store, if it is its own."""
+        await self._keeper.close()
 
     async def read(self, body: JsonObject, path: str, owner: str) -> Request:
         """A client's request, with all that led to it.
@@ -74,12 +86,16 @@ class Responses:
 
         Raises:
             Malformed: it is none, or what it goes on from is not there.
+            ProblemError: it is to be kept, and cannot be.
         """
         request = await self.read(body, path, owner)
-        if request.extras.get("store") is False:
-            return Turn(cast("Dialect", openai_responses), request, reply)
+        match request.extras.get("store"):
+            case False:
+                return Turn(cast("Dialect", openai_responses), request, reply)
+            case True:
+                await self._keeper.works()
         front = _Front()
-        keeping = _Keeping(front, reply, self._store)
+        keeping = _Keeping(front, reply, self._keeper)
         keeping.asked = Kept(
             id=f"resp_{unique}",
             owner=owner,
@@ -92,7 +108,7 @@ class Responses:
     async def _earlier(self, previous: Json, owner: str) -> list[JsonObject]:
         if type(previous) is not str:
             return []
-        led, missing = await self._store.chain(previous, owner)
+        led, missing = await self._keeper.chain(previous, owner)
         if missing is not None:
             why = "" if missing == previous else f", which '{previous}' goes on from,"
             raise Malformed(
@@ -112,7 +128,7 @@ class Responses:
             case _:
                 return item
         found = _ITEM.fullmatch(id_)
-        kept = await self._store.find(f"resp_{found[1]}", owner) if found else None
+        kept = await self._keeper.find(f"resp_{found[1]}", owner) if found else None
         if kept is not None:
             for one in (*kept.items, *kept.response["output"]):
                 if one.get("id") == id_:
@@ -127,12 +143,12 @@ class Responses:
         """
         asked = {name: values[-1] for name, values in parse_qs(query).items()}
         if what == "delete":
-            if not await self._store.forget(id_, owner):
+            if not await self._keeper.forget(id_, owner):
                 raise ProblemError(_not_found(id_))
             told: JsonObject = {"id": id_, "object": "response", "deleted": True}
             await reply.whole(200, msgspec.json.encode(told), {})
             return
-        kept = await self._store.find(id_, owner)
+        kept = await self._keeper.find(id_, owner)
         if kept is None:
             raise ProblemError(_not_found(id_))
         match what:
@@ -239,10 +255,10 @@ class _Keeping:
 
     asked: Kept
 
-    def __init__(self, front: _Front, reply: Reply, store: Store) -> None:
+    def __init__(self, front: _Front, reply: Reply, keeper: Keeper) -> None:
         self._front = front
         self._reply = reply
-        self._store = store
+        self._keeper = keeper
         self._kept = False
 
     @property
@@ -282,7 +298,7 @@ class _Keeping:
             return
         self._kept = True
         try:
-            await self._store.keep(msgspec.structs.replace(self.asked, response=response))
+            await self._keeper.keep(msgspec.structs.replace(self.asked, response=response))
         except (ProblemError, RecursionError) as error:
             # The answer is worth more than the way back to it.
             log.error(

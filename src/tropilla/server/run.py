@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from tropilla import log
+from tropilla.accounts.store import MEMORY
 from tropilla.config import Config, ConfigError
 from tropilla.server import tracing
 from tropilla.server.accounts import Accounts
@@ -221,6 +222,7 @@ async def _serve(
     file: Path | None,
     siblings: Siblings | None,
     life: int | None,
+    memory: str,
 ) -> str | None:
     fatal: list[str] = []
 
@@ -241,7 +243,7 @@ async def _serve(
         return str(error)
     fleet = Fleet(config, give_up, on_first, siblings, sharing.others())
     part = (0, 1) if siblings is None else (siblings.process, config.workers)
-    gateway = Gateway(config, fleet, accounts, sharing.meter(part), spans)
+    gateway = Gateway(config, fleet, accounts, sharing.meter(part), spans, memory)
     running = _Run(gateway, config, again)
     await fleet.start()
     # What is there now stays: looking through it again and again would find nothing. A request
@@ -271,13 +273,14 @@ def run(
     file: Path | None = None,
     siblings: Siblings | None = None,
     life: int | None = None,
+    memory: str = MEMORY,
 ) -> str | None:
     """Serve until a signal ends it, or until it is no use to go on: then, why.
 
     `on_first` hears the name of a model once there is one that can be asked. `again` reads the
     settings anew, and says what is new in them: it is called on `SIGHUP`, and when `file` changes.
     `siblings` are the other processes of this gateway, and `life` is a pipe that ends with the one
-    that has started them.
+    that has started them; `memory` is the address of the store of what ends with all of them.
     """
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if sys.platform != "win32":
@@ -285,4 +288,4 @@ def run(
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(_serve(config, sockets, on_first, again, file, siblings, life))
+        return runner.run(_serve(config, sockets, on_first, again, file, siblings, life, memory))

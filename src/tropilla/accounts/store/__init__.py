@@ -18,6 +18,10 @@ Statement: TypeAlias = tuple[str, Sequence[Sequence[Cell]]]
 """What is done, once for each of these rows of parameters."""
 
 
+MEMORY = "sqlite:///:memory:"
+"""A store that ends with its process."""
+
+
 class StoreError(Exception):
     """The store cannot be used; the message says why, and what to do where that is known."""
 

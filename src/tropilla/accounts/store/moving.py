@@ -18,6 +18,10 @@ from tropilla.accounts.store.migrations import Table
 
 _FORMAT: Final = 1
 _PAGE = 5000
+_FIRST = 50
+_MUCH = 4 * 1024 * 1024
+"""Rows that are moved at once, in the beginning and at most; and bytes, after which they are fewer:
+a row may have all that somebody said."""
 
 
 def _nothing(_: int) -> None:
@@ -32,27 +36,30 @@ async def exported(store: Store, on_rows: Callable[[int], None] = _nothing) -> A
     for table in migrations.tables():
         yield _line({"table": table.name, "columns": table.columns})
         counts[table.name] = 0
-        async for rows in _pages(store, table):
-            yield b"".join(_line([_said(cell) for cell in row]) for row in rows)
-            counts[table.name] += len(rows)
-            on_rows(len(rows))
+        async for rows, lines in _pages(store, table):
+            yield lines
+            counts[table.name] += rows
+            on_rows(rows)
     yield _line({"rows": counts})
 
 
-async def _pages(store: Store, table: Table) -> AsyncIterator[list[tuple[Any, ...]]]:
-    """All rows by their primary key, some at a time."""
+async def _pages(store: Store, table: Table) -> AsyncIterator[tuple[int, bytes]]:
+    """All rows by their primary key, some at a time: how many, and their lines."""
     names, key = ", ".join(table.columns), ", ".join(table.key)
     places = [table.columns.index(name) for name in table.key]
     after: list[Cell] = []
+    most = min(_FIRST, _PAGE)
     while True:
         marks = ", ".join(f"${number}" for number in range(1, len(after) + 1))
         where = f" WHERE ({key}) > ({marks})" if after else ""
-        asked = f"SELECT {names} FROM {table.name}{where} ORDER BY {key} LIMIT {_PAGE}"  # noqa: S608 - names of our own
+        asked = f"SELECT {names} FROM {table.name}{where} ORDER BY {key} LIMIT {most}"  # noqa: S608 - names of our own
         rows = await store.read(asked, *after)
+        lines = b"".join(_line([_said(cell) for cell in row]) for row in rows)
         if rows:
-            yield rows
-        if len(rows) < _PAGE:
+            yield len(rows), lines
+        if len(rows) < most:
             return
+        most = min(most * 2, _PAGE) if len(lines) < _MUCH else max(most // 4, 1)
         after = [rows[-1][place] for place in places]
 
 
@@ -71,7 +78,7 @@ async def imported(
             raise StoreError(f"{store.url} is not empty: {table.name} has rows.")
     taking = _Taking(store, on_rows)
     for number, line in enumerate(lines, 1):
-        await taking.take(_read(line, number), number)
+        await taking.take(line, number)
     await taking.end()
     return taking.counts
 
@@ -86,12 +93,14 @@ class _Taking:
         self._insert = ""
         self._table = ""
         self._page: list[tuple[Cell, ...]] = []
+        self._size = 0
         self._told: dict[str, int] | None = None
         self.counts: dict[str, int] = {}
 
-    async def take(self, line: Any, number: int) -> None:
+    async def take(self, line: bytes, number: int) -> None:
         """Take one line."""
-        match line:
+        self._size += len(line)
+        match _read(line, number):
             case {"format": format_, "migrations": int(last)} if number == 1:
                 if format_ != _FORMAT or last > migrations.known()[-1].number:
                     raise StoreError("A newer Tropilla has written this: use that one.")
@@ -103,7 +112,7 @@ class _Taking:
             case [*cells] if self._insert:
                 self._page.append(tuple(_heard(cell) for cell in cells))
                 self.counts[self._table] += 1
-                if len(self._page) == _PAGE:
+                if len(self._page) == _PAGE or self._size > _MUCH:
                     await self._put()
             case {"rows": dict(told)}:
                 await self._put()
@@ -122,7 +131,7 @@ class _Taking:
         if self._page:
             await self._store.write((self._insert, self._page))
             self._on_rows(len(self._page))
-            self._page = []
+        self._page, self._size = [], 0
 
     async def end(self) -> None:
         """See that all is there."""

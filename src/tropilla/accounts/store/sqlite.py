@@ -4,6 +4,9 @@ A thread writes and another one reads, so that a long question does not hold up 
 file is in WAL mode: what was committed is there after a crash of the process; a crash of the whole
 machine may take the last moments, and nothing else. Several processes may use one file: the
 SQLite that comes with apsw has not the fault by which two writers could spoil it (fixed in 3.51.3).
+A file that is made here is its user's alone: what clients said may be in it.
+
+What is in memory has one connection, and one thread.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from tropilla.accounts.store import Cell, Row, Statement, StoreError, migrations
 _T = TypeVar("_T")
 
 _SOUND = (3, 51, 3)
+_MEMORY = ":memory:"
 _BUSY_MS = 10_000
 """How long another process may write."""
 
@@ -33,7 +37,9 @@ class Sqlite:
         self.url = f"sqlite:///{path}"
         self._path = path
         self._writing = ThreadPoolExecutor(1, "tropilla-writes")
-        self._reading = ThreadPoolExecutor(1, "tropilla-reads")
+        self._reading = (
+            self._writing if path == _MEMORY else ThreadPoolExecutor(1, "tropilla-reads")
+        )
         self._writer: apsw.Connection
         self._reader: apsw.Connection
 
@@ -58,11 +64,12 @@ class Sqlite:
         return it
 
     def _open(self, *, migrate: bool) -> None:
-        Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+        if self._path != _MEMORY:
+            _make(Path(self._path))
         self._writer = _connected(self._path)
         if migrate:
             self._migrate()
-        self._reader = _connected(self._path)
+        self._reader = self._writer if self._path == _MEMORY else _connected(self._path)
 
     def _migrate(self) -> None:
         self._writer.execute("BEGIN IMMEDIATE")
@@ -140,6 +147,12 @@ class _Transaction:
     def _undo(self) -> None:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
+
+
+def _make(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.touch(mode=0o600)
 
 
 def _connected(path: str) -> apsw.Connection:
