@@ -266,3 +266,26 @@ async def test_what_was_wrong_may_be_mended_under_its_key(
     assert (await chat(tropilla, model="nobody")).status == 404
     assert (await tropilla.ask("POST", PATH, b"{", KEY)).status == 400
     assert (await chat(tropilla)).status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_is_kept_before_its_client_hears_the_end(
+    gateway: Serve, double: Double, kept: AccountsConfig, *, stream: bool
+) -> None:
+    double.on(PATH, streams(*told("Hel", "lo")))
+    tropilla = await gateway(double, accounts=kept)
+    shelf: Any = tropilla.gateway._repeats._shelf
+    keep, heard = shelf.keep, []
+
+    async def noted(*arguments: Any) -> bool:
+        (call,) = (one._call for one in tropilla.listener.connections if one._call is not None)
+        reply: Any = call.reply
+        heard.append((bytes(reply.heard), reply.ended))
+        done: bool = await keep(*arguments)
+        return done
+
+    shelf.keep = noted
+    answer = await chat(tropilla, stream=stream)
+    ((before, ended),) = heard
+    assert (ended, len(before) < len(answer.body), b"[DONE]" in before) == (False, True, False)
+    assert stream or not before

@@ -12,9 +12,8 @@ from conftest import CHAT, Serve
 from doubles.upstream import DEADLINE, Double, chunk, streams, told
 from repeats.asking import ADMIN, KEY, PATH, accounts, chat, replayed, rows, waits
 from tropilla.accounts.repeats import Kept
-from tropilla.config import (
-    AccountsConfig,
-)
+from tropilla.config import AccountsConfig
+from tropilla.server import repeats
 from tropilla.telling import Telling
 
 pytestmark = pytest.mark.anyio
@@ -193,3 +192,22 @@ async def test_a_sign_of_life_does_not_overtake_the_head(
     await sign
     assert answer.text == "Hi"
     assert replayed(await chat(tropilla, stream=True))
+
+
+async def test_not_too_much_is_held_for_those_who_wait(
+    gateway: Serve, double: Double, kept: AccountsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(msgspec.json.encode(CHAT))
+    monkeypatch.setattr(repeats, "MOST_HELD", size * 3)
+    tropilla = await gateway(double, accounts=kept)
+    held = tropilla.gateway._repeats
+    first = asyncio.create_task(chat(tropilla))
+    exchange = await double.arrives()
+    others = [asyncio.create_task(chat(tropilla)) for _ in range(3)]
+    await tropilla.has(lambda: held._held == size * 3)
+    one_more = await chat(tropilla)
+    assert (one_more.status, one_more.headers["retry-after"]) == (503, "1")
+    await exchange.stream(*told("Hi"))
+    assert [one.status for one in await asyncio.gather(first, *others)] == [200] * 4
+    assert held._held == 0
+    assert replayed(await chat(tropilla))

@@ -24,7 +24,7 @@ from tropilla.accounts.store import StoreError
 from tropilla.config import Config
 from tropilla.ir import Malformed, Problem, ProblemError
 from tropilla.record import Record
-from tropilla.server.http import Call
+from tropilla.server.http import MOST_HELD, Call
 from tropilla.server.reply import Reply
 from tropilla.server.routes import Action, Forward, Generate, Measure
 
@@ -50,6 +50,11 @@ _AWAY = Problem(
     code="repeats_unavailable",
     retry_after=5,
 )
+_CROWDED = Problem(
+    kind="unavailable",
+    message="Too many large requests wait for others under the same Idempotency-Key.",
+    retry_after=1,
+)
 
 
 def may_repeat(action: Action) -> bool:
@@ -70,7 +75,9 @@ class Repeats:
         self._tasks: set[asyncio.Task[None]] = set()
         self._beating: asyncio.Task[None] | None = None
         self._waiting = 0
-        """Bytes of answers that wait for the store."""
+        """Bytes of answers that wait for the store to take them."""
+        self._held = 0
+        """Bytes of the bodies of those that wait."""
         self._ending = False
         self.reload(config)
 
@@ -87,12 +94,36 @@ class Repeats:
             ProblemError: the key is none, or was used for another request; or nobody knows.
         """
         name = Name(call.owner, _key(call.headers))
-        mark = await _mark(call, await call.body(most, again=True))
+        body = await call.body(most, again=True)
+        mark = await _mark(call, body)
+        if self._held + len(body) > MOST_HELD:
+            raise ProblemError(_CROWDED)
+        self._held += len(body)
+        try:
+            one, found = await self._found(name, mark)
+        finally:
+            self._held -= len(body)
+        if found is not None:
+            return found
+        if self._beating is None or self._beating.done():
+            self._beating = asyncio.create_task(self._beat())
+
+        async def keep(result: Result) -> None:
+            await self._keep(one, result)
+
+        return Tape(call.reply, call.record, self._config.max_answer, one, keep)
+
+    async def _found(self, name: Name, mark: str) -> tuple[_Open, Result | None]:
+        """Wait while somebody does it: what is done then, and its answer, if there is one.
+
+        Raises:
+            ProblemError: the key was used for another request; or nobody knows.
+        """
         while (other := self._open.get(name)) is not None:
             if other.mark != mark:
                 raise ProblemError(_other(name))
             if other.result is not None:
-                return other.result
+                return other, other.result
             await other.over.wait()
         one = self._open[name] = _Open(name, mark)
         try:
@@ -107,14 +138,7 @@ class Repeats:
         if found is not None:
             one.result, one.settled = found, True
             self.end(one)
-            return found
-        if self._beating is None or self._beating.done():
-            self._beating = asyncio.create_task(self._beat())
-
-        async def keep(result: Result) -> None:
-            await self._keep(one, result)
-
-        return Tape(call.reply, call.record, self._config.max_answer, one, keep)
+        return one, found
 
     async def _claimed(self, one: _Open) -> Result | None:
         """Claim a name, and give back nothing; or the answer that there is, or that was waited for.
@@ -156,8 +180,9 @@ class Repeats:
         while self._open:
             await asyncio.sleep(_BEAT_SECONDS)
             claims = [(one.name, one.token) for one in self._open.values() if not one.settled]
-            with suppress(StoreError):
-                await self._shelf.beat(claims)
+            if claims:
+                with suppress(StoreError):
+                    await self._shelf.beat(claims)
 
     async def _keep(self, one: _Open, result: Result) -> None:
         """Keep an answer. One that no store takes now is kept here until it does."""
@@ -380,7 +405,6 @@ _REPLAYED = {"idempotency-replayed": "true"}
 async def replay(result: Result, record: Record, reply: Reply) -> None:
     """Say an answer again. It takes nothing: who asked first has paid for it."""
     record.metered, record.replays, record.model = False, result.request, result.model
-    record.stream = result.streamed
     headers = result.headers | _REPLAYED
     if result.streamed:
         await reply.start(result.status, result.content_type, headers, result.body)

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import OpenAI from "openai";
 
 import {
-  client, connect, flaky, gather, isOneAnswer, messages, model, root,
+  client, connect, flaky, gather, isOneAnswer, messages, model, refused, root,
 } from "./harness.mjs";
 
 async function isIdle() {
@@ -55,6 +55,33 @@ export default {
       model: "limited", messages: [{ role: "user", content: `again, ${process.pid}` }],
     });
     assert.equal(got.choices[0].message.content, "Here again");
+  },
+
+  /** Under a key of the client's own. */
+  async "said again"() {
+    const ask = async (body = {}, headers = { "Idempotency-Key": crypto.randomUUID() }) => {
+      const got = await connect({ maxRetries: 5 }).chat.completions
+        .create({ model, messages, ...body }, { headers }).asResponse();
+      return [got.headers.get("idempotency-replayed"), await got.text(), headers];
+    };
+    for (const body of [{}, { stream: true }]) {
+      const [first, told, key] = await ask(body);
+      assert.deepEqual([first, ...(await ask(body, key))], [null, "true", told, key]);
+      await refused(() => ask({ ...body, seed: 1 }, key), OpenAI.ConflictError, {
+        code: "idempotency_key_reused", param: "Idempotency-Key",
+      });
+    }
+  },
+
+  /** The SDK's own key, the same for each try: what was refused is not told again. */
+  async "retries under a key"() {
+    const keyed = connect({ maxRetries: 1 });
+    keyed.idempotencyHeader = "Idempotency-Key";
+    const { data, response } = await keyed.chat.completions.create({
+      model: "limited", messages: [{ role: "user", content: `under a key, ${process.pid}` }],
+    }).withResponse();
+    assert.equal(data.choices[0].message.content, "Here again");
+    assert.equal(response.headers.get("idempotency-replayed"), null);
   },
 
   // More often than there are slots: one that is not given back would be missed.

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from typing import Any, cast
+from uuid import uuid4
 
 import openai
 from openai import OpenAI
@@ -18,6 +19,7 @@ from clients.openai_python.harness import (
     check,
     connect,
     connect_async,
+    refused,
     text_of,
 )  # fmt: skip
 
@@ -77,6 +79,51 @@ def retries_after_429(_: OpenAI) -> None:
     )
     assert raw.retries_taken == 1
     assert raw.parse().choices[0].message.content == "Here again"
+
+
+@check
+def said_again(client: OpenAI) -> None:
+    """Under a key of the client's own."""
+    key = {"Idempotency-Key": str(uuid4())}
+    first, again = (
+        client.chat.completions.with_raw_response.create(
+            model=MODEL, messages=HELLO, extra_headers=key
+        )
+        for _ in range(2)
+    )
+    told = [raw.headers.get("idempotency-replayed") for raw in (first, again)]
+    assert told == [None, "true"], told
+    assert first.content == again.content
+    key = {"Idempotency-Key": str(uuid4())}
+    streams = [
+        list(
+            client.chat.completions.create(
+                model=MODEL, messages=HELLO, stream=True, extra_headers=key
+            )
+        )
+        for _ in range(2)
+    ]
+    assert streams[0] == streams[1]
+    code = "idempotency_key_reused"
+    with refused(openai.ConflictError, code=code, param="Idempotency-Key"):
+        # It would ask again after a 409, were it not told not to.
+        connect(retries=5).chat.completions.create(
+            model=MODEL, messages=HELLO, seed=1, extra_headers=key
+        )
+
+
+@check
+def retries_under_a_key(_: OpenAI) -> None:
+    """The SDK's own key, the same for each try: what was refused is not told again."""
+    client = connect(retries=1)
+    client._idempotency_header = "Idempotency-Key"
+    raw = client.chat.completions.with_raw_response.create(
+        model="limited", messages=[{"role": "user", "content": f"under a key, {os.getpid()}"}]
+    )
+    assert raw.http_request.headers["idempotency-key"].startswith("stainless-python-retry-")
+    assert raw.retries_taken == 1
+    assert raw.parse().choices[0].message.content == "Here again"
+    assert "idempotency-replayed" not in raw.headers
 
 
 def is_idle() -> bool:
