@@ -129,6 +129,17 @@ async def test_what_is_passed_on_is_said_again_where_it_takes_a_slot(
         assert replayed(second) == again
 
 
+async def test_what_an_upstream_refuses_is_not_said_again(
+    gateway: Serve, double: Double, kept: AccountsConfig
+) -> None:
+    double.on("/embedding", answers(429, b"{}"), answers(200, b'[{"embedding":[1]}]'))
+    tropilla = await gateway(double, accounts=kept)
+    told_ = [await tropilla.ask("POST", "/embedding", {"content": "a"}, KEY) for _ in range(3)]
+    assert [(one.status, replayed(one)) for one in told_] == [
+        (429, False), (200, False), (200, True)
+    ]  # fmt: skip
+
+
 async def test_a_form_is_the_same_with_another_boundary(gateway: Serve, double: Double) -> None:
     path = "/v1/audio/transcriptions"
     double.on(path, answers(200, b'{"text":"Hi"}'))
