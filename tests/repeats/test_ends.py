@@ -14,7 +14,7 @@ from conftest import CHAT, Raw, Serve
 from doubles.upstream import DEADLINE, Double, chunk, streams, told
 from repeats.asking import KEY, PATH, accounts, chat, open_keys, replayed
 from test_cli import POSIX, serving
-from tropilla.accounts.repeats import Found, Kept
+from tropilla.accounts.repeats import Found, Kept, Name
 from tropilla.accounts.store import StoreError
 from tropilla.config import (
     AccountsConfig,
@@ -26,20 +26,20 @@ pytestmark = pytest.mark.anyio
 
 
 class Looks:
-    """Time passes with each look at a shelf, and beats when it is told to."""
+    """Time passes with each look at a shelf; before it is a beat, as long as somebody lives."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lives = True
         self.count = 0
-        claim = Kept.claim
-        own = self
+        claim, token, own = Kept.claim, "", self
 
-        async def look(shelf: Kept, name: Any, mark: str, token: str, since: float) -> Any:
-            found = await claim(shelf, name, mark, token, since)
-            if isinstance(found, Found):
-                own.count += 1
-                if own.lives:
-                    await shelf.beat([(name, found.token)])
+        async def look(shelf: Kept, name: Name, mark: str, new: str, since: float) -> Found | None:
+            nonlocal token
+            if token and own.lives:
+                await shelf.beat([(name, token)])
+            found = await claim(shelf, name, mark, new, since)
+            if found is not None:
+                own.count, token = own.count + 1, found.token
             return found
 
         monkeypatch.setattr(Kept, "claim", look)

@@ -140,6 +140,23 @@ async def test_who_lives_is_not_taken_over(store: Store, clock: Clock) -> None:
     assert not await shelf.take_over(NAME, "v", Found("mark", "u", 0, None))
 
 
+async def test_who_looked_too_early_takes_nothing_away(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = Kept(store, clock)
+    assert await shelf.claim(NAME, "mark", "t", EVER) is None
+    read = store.read
+    missed = [True]
+
+    async def early(*arguments: Any) -> Any:
+        return [] if missed and missed.pop() else await read(*arguments)
+
+    monkeypatch.setattr(store, "read", early)
+    # However old it is: it is being done.
+    assert await shelf.claim(NAME, "mark", "u", clock.now) == Found("mark", "t", 0, None)
+    assert not missed
+
+
 async def test_memory_holds_no_more_than_it_may(clock: Clock) -> None:
     shelf = Memory(RepeatsConfig(max_bytes=5000, ttl=100), clock)
     await fill(shelf, clock, "a", "b", "c", "d")
