@@ -8,6 +8,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from conftest import CHAT, Raw, Serve
@@ -220,3 +221,19 @@ async def test_a_gateway_that_ends_leaves_nothing_behind(
     assert await accounts(stays).store.read("SELECT * FROM repeats") == []
     double.on(PATH, streams(*told("Hi")))
     assert (await chat(stays)).status == 200
+
+
+async def test_what_is_too_old_does_not_stay_on_the_disk(
+    gateway: Serve, double: Double, shared: AccountsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tropilla.server.accounts._SWEEP_SECONDS", 0.01)
+    double.on(PATH, streams(*told("Hi")))
+    tropilla = await gateway(double, accounts=shared)
+    await chat(tropilla)
+    store = accounts(tropilla).store
+    assert len(await store.read("SELECT * FROM repeats")) == 1
+    off = msgspec.structs.replace(tropilla.gateway._config, repeats=RepeatsConfig(ttl=0))
+    tropilla.gateway.reload(off)
+    async with asyncio.timeout(DEADLINE):
+        while await store.read("SELECT * FROM repeats"):
+            pass
