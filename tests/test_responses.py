@@ -19,6 +19,7 @@ from doubles.upstream import DONE, Double, answers, breaks, chunk, event, stream
 from grammar import STAMP
 from matrix.backs import BACKS, Back
 from openapi_schema import check_response, check_response_event
+from tropilla.accounts.store import Later
 from tropilla.config import AccountsConfig, KeyConfig, ModelConfig, ResponsesConfig
 from tropilla.framing import SseFramer
 from tropilla.ir import ChoiceEnded, Event, Finished, Started, fold
@@ -459,7 +460,7 @@ class Listener:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_it_is_kept_before_its_end_is_told(*, stream: bool) -> None:
-    kept = Responses(ResponsesConfig())
+    kept = Responses(ResponsesConfig(), None, Later())
     client = Listener(kept)
     body = {"model": "m", "input": "Hello!", "stream": stream}
     turn = await kept.turn(body, "/responses", "", client, "u")

@@ -258,14 +258,27 @@ async def test_a_failure_is_not_said_again(
 
 
 async def test_what_was_wrong_may_be_mended_under_its_key(
-    gateway: Serve, double: Double, kept: AccountsConfig
+    gateway: Serve, double: Double, shared: AccountsConfig
 ) -> None:
     double.on(PATH, streams(*told("Hi")))
-    tropilla = await gateway(double, accounts=kept)
-    assert (await chat(tropilla, temperature=9)).status == 400
-    assert (await chat(tropilla, model="nobody")).status == 404
-    assert (await tropilla.ask("POST", PATH, b"{", KEY)).status == 400
-    assert (await chat(tropilla)).status == 200
+    gateways = [await gateway(double, accounts=shared) for _ in range(2)]
+    for number in range(10):
+        # At once, and wherever it is said.
+        assert (await chat(gateways[number % 2], temperature=9 + number)).status == 400
+    assert (await chat(gateways[0], model="nobody")).status == 404
+    assert (await gateways[1].ask("POST", PATH, b"{", KEY)).status == 400
+    assert (await chat(gateways[0])).status == 200
+    assert (await chat(gateways[1], temperature=9)).status == 409
+
+
+async def test_what_broke_off_may_be_mended_under_its_key(
+    gateway: Serve, double: Double, kept: AccountsConfig
+) -> None:
+    double.on(PATH, breaks(chunk("Hel")))
+    tropilla = await gateway(double, accounts=kept, failover=False)
+    assert b"error" in (await chat(tropilla, stream=True)).body
+    double.on(PATH, streams(*told("Hi")))
+    assert (await chat(tropilla, seed=1)).status == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])

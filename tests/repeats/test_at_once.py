@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from conftest import CHAT, Serve
+from conftest import CHAT, Raw, Serve
 from doubles.upstream import DEADLINE, Double, chunk, streams, told
 from repeats.asking import ADMIN, KEY, PATH, accounts, chat, replayed, rows, waits
-from tropilla.accounts.repeats import Kept
+from test_cli import POSIX, serving
+from tropilla.accounts.repeats import Shelf
 from tropilla.config import AccountsConfig
 from tropilla.server import repeats
 from tropilla.telling import Telling
@@ -144,7 +146,7 @@ async def test_who_leaves_at_the_very_end_is_told_the_same_again(
     gateway: Serve, double: Double, shared: AccountsConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tropilla = await gateway(double, accounts=shared)
-    keeps, keep = asyncio.Event(), Kept.keep
+    keeps, keep = asyncio.Event(), Shelf.keep
 
     async def slowly(*arguments: Any) -> bool:
         if not keeps.is_set():
@@ -152,7 +154,7 @@ async def test_who_leaves_at_the_very_end_is_told_the_same_again(
             await asyncio.get_running_loop().create_future()
         return await keep(*arguments)
 
-    monkeypatch.setattr(Kept, "keep", slowly)
+    monkeypatch.setattr(Shelf, "keep", slowly)
     double.on(PATH, streams(*told("Hi")))
     raw = await tropilla.connect()
     await raw.post(PATH, CHAT, f"Idempotency-Key: {KEY['Idempotency-Key']}")
@@ -167,7 +169,7 @@ async def test_a_sign_of_life_does_not_overtake_the_head(
 ) -> None:
     # An answer that comes at once is kept before its head is sent.
     tropilla = await gateway(double, accounts=shared)
-    keeps, go_on, keep = asyncio.Event(), asyncio.Event(), Kept.keep
+    keeps, go_on, keep = asyncio.Event(), asyncio.Event(), Shelf.keep
     telling: list[Telling] = []
     enter = Telling.__enter__
 
@@ -181,7 +183,7 @@ async def test_a_sign_of_life_does_not_overtake_the_head(
         return await keep(*arguments)
 
     monkeypatch.setattr(Telling, "__enter__", noted)
-    monkeypatch.setattr(Kept, "keep", slowly)
+    monkeypatch.setattr(Shelf, "keep", slowly)
     double.on(PATH, streams(b"".join(told("Hi"))))
     task = asyncio.create_task(chat(tropilla, stream=True))
     await asyncio.wait_for(keeps.wait(), DEADLINE)
@@ -211,3 +213,23 @@ async def test_not_too_much_is_held_for_those_who_wait(
     assert [one.status for one in await asyncio.gather(first, *others)] == [200] * 4
     assert held._held == 0
     assert replayed(await chat(tropilla))
+
+
+@POSIX
+@pytest.mark.parametrize("store", ["none", "sqlite"])
+async def test_all_processes_wait_for_one(double: Double, tmp_path: Path, store: str) -> None:
+    url = f"sqlite:///{tmp_path}/accounts.db" if store == "sqlite" else store
+    command = ["--upstream", double.url, "--workers", "2", "--store", url]
+    with serving(*command) as (_, address, _):
+        host, _, port = address.rpartition(":")
+        clients = []
+        for _ in range(12):  # whoever is asked
+            clients.append(Raw(*await asyncio.open_connection(host, int(port))))
+            await clients[-1].post(PATH, CHAT, "Idempotency-Key: k")
+        await (await double.arrives()).stream(*told("Hi"))
+        heard = [await one.answer() for one in clients]
+        for one in clients:
+            one.leave()
+    assert {one.body for one in heard} == {heard[0].body}
+    assert sorted(map(replayed, heard)) == [False] + [True] * 11
+    assert len(double.requests) == 1

@@ -15,7 +15,7 @@ from conftest import CHAT, Raw, Serve
 from doubles.upstream import DEADLINE, Double, chunk, streams, told
 from repeats.asking import KEY, PATH, accounts, chat, open_keys, replayed
 from test_cli import POSIX, serving
-from tropilla.accounts.repeats import Found, Kept, Name
+from tropilla.accounts.repeats import Found, Name, Shelf
 from tropilla.accounts.store import StoreError
 from tropilla.config import (
     AccountsConfig,
@@ -32,9 +32,9 @@ class Looks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lives = True
         self.count = 0
-        claim, token, own = Kept.claim, "", self
+        claim, token, own = Shelf.claim, "", self
 
-        async def look(shelf: Kept, name: Name, mark: str, new: str, since: float) -> Found | None:
+        async def look(shelf: Shelf, name: Name, mark: str, new: str, since: float) -> Found | None:
             nonlocal token
             if token and own.lives:
                 await shelf.beat([(name, token)])
@@ -43,7 +43,7 @@ class Looks:
                 own.count, token = own.count + 1, found.token
             return found
 
-        monkeypatch.setattr(Kept, "claim", look)
+        monkeypatch.setattr(Shelf, "claim", look)
         monkeypatch.setattr(repeats, "_LOOK_SECONDS", 0)
         monkeypatch.setattr(repeats, "_BEAT_SECONDS", 3600)
         now = SimpleNamespace(time=time.time, monotonic=lambda: self.count * 6.0)
@@ -144,14 +144,14 @@ class Away:
             self._break(monkeypatch, name)
 
     def _break(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        real = getattr(Kept, name)
+        real = getattr(Shelf, name)
 
         async def call(*arguments: Any) -> Any:
             if self.away:
                 raise StoreError("It is away.")
             return await real(*arguments)
 
-        monkeypatch.setattr(Kept, name, call)
+        monkeypatch.setattr(Shelf, name, call)
 
 
 async def test_where_nobody_can_tell_nothing_is_done_twice(

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from doubles import databases
-from tropilla.accounts.repeats import Found, Kept, Memory, Name, Result, Shelf
-from tropilla.accounts.store import Store, open_store
+from tropilla.accounts.repeats import Found, Name, Result, Shelf
+from tropilla.accounts.store import MEMORY, Later, Store, open_store
 from tropilla.config import RepeatsConfig
 
 pytestmark = pytest.mark.anyio
@@ -37,27 +37,20 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture
-async def store(store_url: str) -> AsyncIterator[Store]:
-    it = await open_store(store_url)
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    url = MEMORY if request.param == "memory" else f"sqlite:///{tmp_path}/a.db"
+    if request.param == "postgresql":
+        server: databases.Postgres = request.getfixturevalue("postgres")
+        url = server.database()
+    it = Later(url)
     yield it
     await it.close()
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql"])
-async def shelf(
-    request: pytest.FixtureRequest, clock: Clock, tmp_path: Path
-) -> AsyncIterator[Shelf]:
-    if request.param == "memory":
-        yield Memory(RepeatsConfig(), clock)
-        return
-    url = f"sqlite:///{tmp_path}/a.db"
-    if request.param == "postgresql":
-        server: databases.Postgres = request.getfixturevalue("postgres")
-        url = server.database()
-    store = await open_store(url)
-    yield Kept(store, clock)
-    await store.close()
+@pytest.fixture
+def shelf(store: Store, clock: Clock) -> Shelf:
+    return Shelf(store, RepeatsConfig(max_bytes=5000, ttl=100), clock)
 
 
 def sized(size: int) -> Result:
@@ -107,19 +100,19 @@ async def test_an_answer_that_is_too_old_is_none(shelf: Shelf, clock: Clock) -> 
     assert (found.mark, found.result) == ("another", sized(3))
 
 
-async def test_one_of_many_claims_it(store: Store, store_url: str) -> None:
-    other = await open_store(store_url)
-    shelves = [Kept(store), Kept(other)]
+async def test_one_of_many_claims_it(store_url: str) -> None:
+    stores = [await open_store(store_url) for _ in range(2)]
+    shelves = [Shelf(one, RepeatsConfig()) for one in stores]
     told = await asyncio.gather(
         *(shelves[number % 2].claim(NAME, "mark", f"t{number}", EVER) for number in range(20))
     )
     (winner,) = (f"t{number}" for number, found in enumerate(told) if found is None)
     assert {found for found in told if found} == {Found("mark", winner, 0, None)}
-    await other.close()
+    for one in stores:
+        await one.close()
 
 
-async def test_who_lives_is_not_taken_over(store: Store, clock: Clock) -> None:
-    shelf = Kept(store, clock)
+async def test_who_lives_is_not_taken_over(shelf: Shelf) -> None:
     await shelf.claim(NAME, "mark", "t", EVER)
     seen = await shelf.claim(NAME, "mark", "u", EVER)
     assert seen is not None
@@ -141,9 +134,8 @@ async def test_who_lives_is_not_taken_over(store: Store, clock: Clock) -> None:
 
 
 async def test_who_looked_too_early_takes_nothing_away(
-    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    shelf: Shelf, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shelf = Kept(store, clock)
     assert await shelf.claim(NAME, "mark", "t", EVER) is None
     read = store.read
     missed = [True]
@@ -157,35 +149,38 @@ async def test_who_looked_too_early_takes_nothing_away(
     assert not missed
 
 
-async def test_memory_holds_no_more_than_it_may(clock: Clock) -> None:
-    shelf = Memory(RepeatsConfig(max_bytes=5000, ttl=100), clock)
+async def test_no_more_is_held_than_may_be(shelf: Shelf, clock: Clock) -> None:
     await fill(shelf, clock, "a", "b", "c", "d")
     assert await there(shelf, "a", "b", "c", "d") == ["b", "c", "d"]
     await fill(shelf, clock, "huge", size=6000)
     assert await there(shelf, "b", "c", "d", "huge") == []
-    await fill(shelf, clock, "e")
-    clock.now += 101
-    await fill(shelf, clock, "f")
-    assert await there(shelf, "e", "f") == ["f"]
 
 
-async def test_a_store_is_swept(store: Store, clock: Clock, monkeypatch: Any) -> None:
-    monkeypatch.setattr("tropilla.accounts.repeats._PAGE", 2)
-    shelf = Kept(store, clock)
-    config = RepeatsConfig(max_bytes=5000, ttl=100)
-    await fill(shelf, clock, *"abcdefgh")
+async def test_what_is_old_is_swept(shelf: Shelf, store: Store, clock: Clock) -> None:
+    await fill(shelf, clock, *"abc")
     await shelf.claim(NAME, "mark", "t", EVER)
-    assert await shelf.sweep(config) == 5
-    assert await shelf.sweep(config) == 0
-    assert await there(shelf, *"efgh") == ["f", "g", "h"]
-    clock.now += 100
-    assert await shelf.sweep(config) == 3
+    assert await shelf.sweep() == 0
+    clock.now += 99
+    assert await shelf.sweep() == 2
+    assert await there(shelf, *"abc") == ["c"]
+    clock.now += 1
+    assert await shelf.sweep() == 1
     # What is being done is nobody's to sweep, as long as it lives.
     assert await shelf.claim(NAME, "mark", "u", EVER) == Found("mark", "t", 0, None)
     clock.now += 3600
     await shelf.beat([(NAME, "t")])
-    await shelf.sweep(config)
+    await shelf.sweep()
     assert await shelf.claim(NAME, "mark", "u", EVER) == Found("mark", "t", 1, None)
     clock.now += 3600
-    await shelf.sweep(config)
+    await shelf.sweep()
     assert await store.read("SELECT * FROM repeats") == []
+
+
+async def test_two_that_sweep_at_once_leave_what_may_stay(
+    shelf: Shelf, store: Store, clock: Clock
+) -> None:
+    shelf.config = RepeatsConfig()
+    await fill(shelf, clock, *"abcdef")
+    shelves = [Shelf(store, RepeatsConfig(max_bytes=5000), clock) for _ in range(2)]
+    assert sum(await asyncio.gather(*(one.sweep() for one in shelves))) == 3
+    assert await there(shelf, *"abcdef") == ["d", "e", "f"]

@@ -2,20 +2,20 @@
 
 A name is claimed, by one at a time; then its answer is kept, or it is released and the next one may
 claim it. Whoever has claimed it gives signs of life, a beat: by these, and not by anybody's clock,
-others know that it is still being done, however far apart their clocks are. On the shelf of a store
-this holds for all gateways that share it; the shelf in memory is one process's own, and what it
-holds is bounded at once.
+others know that it is still being done, however far apart their clocks are. This holds for all
+gateways that share a store. What is too old, and what is too much, the oldest first, is forgotten.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from contextlib import suppress
+from typing import NamedTuple
 
 import msgspec
 
-from tropilla.accounts.store import Row, Store
+from tropilla.accounts.store import Row, Store, StoreError
 from tropilla.config import RepeatsConfig
 from tropilla.ir import Value
 
@@ -23,7 +23,8 @@ _DEAD_SECONDS = 3600.0
 """After so long without a beat, what was being done is swept away: nobody has asked for it."""
 _AROUND = 512
 """Bytes that are counted for what is not the body of an answer."""
-_PAGE = 1000
+_PARTS = 64
+"""It is looked what has to go after such a part of all bytes was kept."""
 
 
 class Name(NamedTuple):
@@ -64,74 +65,6 @@ class Found(NamedTuple):
     """Its answer; `None` while it is being done."""
 
 
-class Shelf(Protocol):
-    """Where answers are kept. Everything may raise `StoreError`."""
-
-    async def claim(self, name: Name, mark: str, token: str, since: float) -> Found | None:
-        """Claim a name, and give back nothing; or what there is, but for what is that old."""
-
-    async def take_over(self, name: Name, token: str, dead: Found) -> bool:
-        """Claim what somebody else has begun and never ended; whether it was still like that."""
-
-    async def beat(self, claims: Sequence[tuple[Name, str]]) -> None:
-        """Say of names that they are still being done, by these tokens."""
-
-    async def keep(self, name: Name, token: str, result: Result) -> bool:
-        """Keep an answer; whether the name was still claimed by this token."""
-
-    async def release(self, name: Name, token: str) -> None:
-        """Let others do it."""
-
-
-class Memory:
-    """A shelf of one process, where claims are its own affair."""
-
-    def __init__(self, config: RepeatsConfig, clock: Callable[[], float] = time.time) -> None:
-        self.config = config
-        self._clock = clock
-        self._marks: dict[Name, str] = {}
-        """Of what is being done."""
-        self._kept: dict[Name, tuple[float, Found]] = {}
-        """The oldest first, and when that was."""
-        self._size = 0
-
-    async def claim(self, name: Name, mark: str, token: str, since: float) -> Found | None:  # noqa: ARG002 - as a shelf is asked
-        """As `Shelf` says."""
-        self._sweep(since)
-        if name in self._kept:
-            return self._kept[name][1]
-        self._marks[name] = mark
-        return None
-
-    async def take_over(self, name: Name, token: str, dead: Found) -> bool:  # noqa: ARG002 - as above
-        """Nobody in this process ends without a word."""
-        return False
-
-    async def beat(self, claims: Sequence[tuple[Name, str]]) -> None:
-        """Nobody else waits for it."""
-
-    async def keep(self, name: Name, token: str, result: Result) -> bool:
-        """As `Shelf` says; the oldest go where there is too much."""
-        found = Found(self._marks.pop(name), token, 0, result)
-        self._kept[name] = (self._clock(), found)
-        self._size += result.size
-        self._sweep(self._clock() - self.config.ttl)
-        return True
-
-    async def release(self, name: Name, token: str) -> None:  # noqa: ARG002 - as above
-        """As `Shelf` says."""
-        self._marks.pop(name, None)
-
-    def _sweep(self, since: float) -> None:
-        while self._kept:
-            name, (at, found) = next(iter(self._kept.items()))
-            if at > since and self._size <= self.config.max_bytes:
-                return
-            del self._kept[name]
-            assert found.result is not None, "only answers are kept"  # noqa: S101
-            self._size -= found.result.size
-
-
 class _Head(Value, frozen=True, kw_only=True):
     """What is kept of an answer but for its status and its body."""
 
@@ -169,19 +102,34 @@ _KEEP = """
 _RELEASE = "DELETE FROM repeats WHERE owner = $1 AND key = $2 AND token = $3 AND status = 0"
 _OLD = "DELETE FROM repeats WHERE at <= $1 AND status <> 0"
 _DEAD = "DELETE FROM repeats WHERE at <= $1 AND status = 0"
-_OLDEST = "SELECT owner, key, at, size FROM repeats WHERE status <> 0 ORDER BY at LIMIT $1"
-_DROP = "DELETE FROM repeats WHERE owner = $1 AND key = $2 AND at = $3 AND status <> 0"
+# The first, from the newest on, for which there is no place: so two gateways that look at the same
+# time do not make room twice.
+_BEYOND = """
+    SELECT at, owner, key FROM (
+        SELECT at, owner, key,
+            SUM(size) OVER (ORDER BY at DESC, owner DESC, key DESC) AS upto FROM repeats
+    ) AS r WHERE upto > CAST($1 AS BIGINT) ORDER BY at DESC, owner DESC, key DESC LIMIT 1
+"""
+_UP_TO = "DELETE FROM repeats WHERE (at, owner, key) <= ($1, $2, $3) AND status <> 0"
 
 
-class Kept:
-    """A shelf in a store, for all gateways that share it; `clock` tells seconds since 1970."""
+class Shelf:
+    """Where answers are kept, in a store; `clock` tells seconds since 1970.
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+    Everything may raise `StoreError`.
+    """
+
+    def __init__(
+        self, store: Store, config: RepeatsConfig, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.config = config
         self._store = store
         self._clock = clock
+        self._fresh = 0
+        """Bytes that were kept since it was looked what has to go."""
 
     async def claim(self, name: Name, mark: str, token: str, since: float) -> Found | None:
-        """As `Shelf` says."""
+        """Claim a name, and give back nothing; or what there is, but for what is that old."""
         row = (*name, mark, token, self._clock(), since)
         while True:
             for told in await self._store.read(_LOOK, *name, since):
@@ -191,42 +139,39 @@ class Kept:
             # Somebody was faster.
 
     async def take_over(self, name: Name, token: str, dead: Found) -> bool:
-        """As `Shelf` says."""
+        """Claim what somebody else has begun and never ended; whether it was still like that."""
         row = (token, self._clock(), *name, dead.token, dead.beat)
         return bool((await self._store.write((_TAKE_OVER, [row])))[0])
 
     async def beat(self, claims: Sequence[tuple[Name, str]]) -> None:
-        """As `Shelf` says."""
+        """Say of names that they are still being done, by these tokens."""
         now = self._clock()
         await self._store.write((_BEAT, [(now, *name, token) for name, token in claims]))
 
     async def keep(self, name: Name, token: str, result: Result) -> bool:
-        """As `Shelf` says."""
+        """Keep an answer; whether the name was still claimed by this token."""
         head = msgspec.json.encode(msgspec.convert(result, _Head, from_attributes=True)).decode()
         row = (result.status, head, result.size, result.body, self._clock(), *name, token)
-        return bool((await self._store.write((_KEEP, [row])))[0])
+        kept = bool((await self._store.write((_KEEP, [row])))[0])
+        self._fresh += result.size
+        if self._fresh > self.config.max_bytes // _PARTS:
+            with suppress(StoreError):
+                await self.sweep()
+        return kept
 
     async def release(self, name: Name, token: str) -> None:
-        """As `Shelf` says."""
+        """Let others do it."""
         await self._store.write((_RELEASE, [(*name, token)]))
 
-    async def sweep(self, config: RepeatsConfig) -> int:
+    async def sweep(self) -> int:
         """Forget what is too old, and the oldest where there is too much; how many that were."""
-        before = self._clock() - config.ttl
+        self._fresh, now = 0, self._clock()
         gone = await self._store.write(
-            (_OLD, [(before,)]), (_DEAD, [(self._clock() - _DEAD_SECONDS,)])
+            (_OLD, [(now - self.config.ttl,)]), (_DEAD, [(now - _DEAD_SECONDS,)])
         )
         count = gone[0]
-        told = await self._store.read("SELECT sum(size) FROM repeats")
-        over = int(told[0][0] or 0) - config.max_bytes
-        while over > 0 and (oldest := await self._store.read(_OLDEST, _PAGE)):
-            drop = []
-            for owner, key, at, size in oldest:
-                if over <= 0:
-                    break
-                drop.append((owner, key, at))
-                over -= size
-            count += (await self._store.write((_DROP, drop)))[0]
+        for last in await self._store.read(_BEYOND, self.config.max_bytes):
+            count += (await self._store.write((_UP_TO, [last])))[0]
         return count
 
 

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from tropilla import log
-from tropilla.accounts.store import MEMORY, Row, Store, StoreError, open_store
+from tropilla.accounts.store import MEMORY, Later, Row, Store, StoreError
 from tropilla.config import ResponsesConfig
 from tropilla.ir import JsonObject, Problem, ProblemError, Value
 
@@ -76,10 +76,9 @@ class Kept(Value, frozen=True, kw_only=True):
 
 
 class Keeper:
-    """Keeps responses in a store that is open, or in one of its own by its address.
+    """Keeps responses in a store, or in one of its own by its address.
 
-    Its own is opened when it is needed first. `clock` tells seconds since 1970. What cannot be done
-    raises `ProblemError`.
+    `clock` tells seconds since 1970. What cannot be done raises `ProblemError`.
     """
 
     def __init__(
@@ -90,9 +89,8 @@ class Keeper:
     ) -> None:
         self._config = config
         self._clock = clock
-        self._where = where if isinstance(where, str) else ""
-        self._store = None if isinstance(where, str) else where
-        self._opening = asyncio.Lock()
+        self._own = isinstance(where, str)
+        self._store: Store = Later(where) if isinstance(where, str) else where
         self._fresh = 0
         """Bytes that were kept since it was looked what has to go."""
         self._looked = 0.0
@@ -154,28 +152,20 @@ class Keeper:
 
     async def _read(self, sql: str, *args: str | float) -> list[Row]:
         try:
-            return await (await self._opened()).read(sql, *args)
+            return await self._store.read(sql, *args)
         except StoreError as error:
             raise _broken(error) from error
 
     async def _write(self, sql: str, *args: str | float | None) -> int:
         try:
-            return (await (await self._opened()).write((sql, [args])))[0]
+            return (await self._store.write((sql, [args])))[0]
         except StoreError as error:
             raise _broken(error) from error
 
-    async def _opened(self) -> Store:
-        if self._store is None:
-            async with self._opening:
-                if self._store is None:
-                    self._store = await open_store(self._where)
-        return self._store
-
     async def close(self) -> None:
         """Let go of its own store; what is in memory alone is lost."""
-        store, self._store = self._store, None
-        if store is not None and self._where:
-            await store.close()
+        if self._own:
+            await self._store.close()
 
 
 def _broken(error: StoreError) -> ProblemError:

@@ -22,7 +22,7 @@ from tropilla.accounts.keys.ring import Ring, Stored, open_ring
 from tropilla.accounts.ledger import Ledger
 from tropilla.accounts.limits import Spending, Spent
 from tropilla.accounts.prices import Prices, cost
-from tropilla.accounts.repeats import Kept
+from tropilla.accounts.repeats import Shelf
 from tropilla.accounts.spool import Spool
 from tropilla.accounts.store import Store, StoreError, open_store
 from tropilla.accounts.store.places import AUTO, place, state_folder
@@ -58,7 +58,7 @@ class Accounts:
         self.ledger = ledger
         self.ring = ring
         """The keys in the store."""
-        self.repeats = Kept(store)
+        self.repeats = Shelf(store, config.repeats)
         """The answers that may be said again."""
         self.spent: Spending = ()
         """What was spent by keys and teams, as it was read last."""
@@ -185,7 +185,7 @@ class Accounts:
         """Forget the answers that are too old, or too many."""
         while True:
             with suppress(StoreError):
-                gone = await self.repeats.sweep(self.config.repeats)
+                gone = await self.repeats.sweep()
                 if gone:
                     text = "{answers} answers that might have been said again are forgotten."
                     log.info("repeats.swept", text, answers=gone)

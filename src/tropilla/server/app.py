@@ -20,7 +20,8 @@ from tropilla import __version__, dialects, log, measured, measures, relay
 from tropilla.accounts.admission import Need, need_of, need_of_inputs
 from tropilla.accounts.limits import Meter
 from tropilla.accounts.meters.memory import Memory
-from tropilla.accounts.store import MEMORY
+from tropilla.accounts.repeats import Shelf
+from tropilla.accounts.store import MEMORY, Later
 from tropilla.config import Config
 from tropilla.dialects import Dialect
 from tropilla.dialects._beside import Face, Known, Shown, Visit
@@ -137,10 +138,12 @@ class Gateway:
             for name in dialects.names()
             if (versions := dialects.versions(dialects.named(name))) is not None
         ]
+        self._memory = Later(memory)
         self._responses = Responses(
-            config.responses, None if accounts is None else accounts.store, memory
+            config.responses, None if accounts is None else accounts.store, self._memory
         )
-        self._repeats = Repeats(config, None if accounts is None else accounts.repeats)
+        shelf = Shelf(self._memory, config.repeats) if accounts is None else accounts.repeats
+        self._repeats = Repeats(config, shelf)
         self._since = int(time.time())
         self._draining = False
         self._seldom: dict[ProblemKind, log.Seldom] = {}
@@ -168,6 +171,7 @@ class Gateway:
         self._ui.close()
         await self._responses.close()
         await self._repeats.close()
+        await self._memory.close()
         if self._accounts is not None:
             await self._accounts.close()
         self.journal.close()
@@ -278,7 +282,7 @@ class Gateway:
             try:
                 await self._do(call, action, begun)
             finally:
-                self._repeats.end(begun.done)
+                await self._repeats.end(begun.done, wait=not call.gone)
             return
         # It may have waited for long: what its key may not do any more it does not hear, either.
         await self._door.enter(call, action)

@@ -19,7 +19,7 @@ from hashlib import sha256
 from typing import Final
 
 from tropilla import log
-from tropilla.accounts.repeats import Found, Memory, Name, Result, Shelf
+from tropilla.accounts.repeats import Found, Name, Result, Shelf
 from tropilla.accounts.store import StoreError
 from tropilla.config import Config
 from tropilla.ir import Malformed, Problem, ProblemError
@@ -65,11 +65,10 @@ def may_repeat(action: Action) -> bool:
 
 
 class Repeats:
-    """What is being done under a key, and what was: on a shelf in a store, or else in memory."""
+    """What is being done under a key, and what was, which is on a shelf."""
 
-    def __init__(self, config: Config, shelf: Shelf | None) -> None:
-        self._memory = Memory(config.repeats)
-        self._shelf = shelf or self._memory
+    def __init__(self, config: Config, shelf: Shelf) -> None:
+        self._shelf = shelf
         self._open: dict[Name, _Open] = {}
         """What this process does, or waits for."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,7 +82,7 @@ class Repeats:
 
     def reload(self, config: Config) -> None:
         """Keep as another config says."""
-        self._config = self._memory.config = config.repeats
+        self._config = self._shelf.config = config.repeats
         self.on = config.repeats.ttl > 0
         """Whether the header says anything."""
 
@@ -120,7 +119,7 @@ class Repeats:
             ProblemError: the key was used for another request; or nobody knows.
         """
         while (other := self._open.get(name)) is not None:
-            if other.mark != mark:
+            if other.mark != mark and not other.vain:
                 raise ProblemError(_other(name))
             if other.result is not None:
                 return other, other.result
@@ -129,15 +128,15 @@ class Repeats:
         try:
             found = await self._claimed(one)
         except StoreError as error:
-            self.end(one)
+            self._end(one)
             log.error("repeats.failed", "No answer can be looked up: {why}", why=str(error))
             raise ProblemError(_AWAY) from None
         except BaseException:
-            self.end(one)
+            self._end(one)
             raise
         if found is not None:
             one.result, one.settled = found, True
-            self.end(one)
+            self._end(one)
         return one, found
 
     async def _claimed(self, one: _Open) -> Result | None:
@@ -209,14 +208,26 @@ class Repeats:
         text = "An answer that is to be kept waits for the store: {why}"
         log.error("repeats.waiting", text, why=str(error))
 
-    def end(self, one: _Open) -> None:
-        """It is over: others have its answer, or may do it."""
+    async def end(self, one: _Open, *, wait: bool) -> None:
+        """It is over: others have its answer, or may do it.
+
+        With `wait` they may before this returns: whoever hears of a failure then may mend it at
+        once, on any gateway.
+        """
+        settling = self._end(one)
+        if wait and settling is not None and one.answer is None:
+            await asyncio.shield(settling)
+
+    def _end(self, one: _Open) -> asyncio.Task[None] | None:
+        """Have the shelf know that it is over."""
+        one.ended = True
         if one.settled:
             self._forget(one)
-            return
+            return None
         task = asyncio.create_task(self._settle(one))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _settle(self, one: _Open) -> None:
         """Have the shelf know how it ended. What it cannot be told of is found dead by others."""
@@ -261,7 +272,7 @@ class Repeats:
 class _Open:
     """A request that is being done under a key, or waited for."""
 
-    __slots__ = ("answer", "mark", "name", "over", "result", "settled", "token")
+    __slots__ = ("answer", "ended", "mark", "name", "over", "result", "settled", "token")
 
     def __init__(self, name: Name, mark: str) -> None:
         self.name = name
@@ -271,10 +282,16 @@ class _Open:
         """What was answered, whether anybody may be told it yet or not."""
         self.result: Result | None = None
         """What others are told."""
+        self.ended = False
         self.settled = False
         """Whether the shelf knows how it ended, or that it is somebody else's."""
         self.over = asyncio.Event()
         """Set once others have an answer, or may do it themselves."""
+
+    @property
+    def vain(self) -> bool:
+        """Whether it has ended without an answer: its name will be free."""
+        return self.ended and self.answer is None
 
 
 class Tape:

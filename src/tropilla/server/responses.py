@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from tropilla import log
-from tropilla.accounts.store import MEMORY, Store
+from tropilla.accounts.store import Store
 from tropilla.accounts.stored import Keeper, Kept
 from tropilla.config import ResponsesConfig
 from tropilla.dialects import Dialect, Stamp, openai_responses
@@ -50,13 +50,11 @@ class Turn(NamedTuple):
 class Responses:
     """What a gateway keeps.
 
-    `store` is that of the accounts, where there are some; `memory` is the address of what is kept
-    no longer than the gateway lasts.
+    `store` is that of the accounts, where there are some; `memory` is that of what is kept no
+    longer than the gateway lasts.
     """
 
-    def __init__(
-        self, config: ResponsesConfig, store: Store | None = None, memory: str = MEMORY
-    ) -> None:
+    def __init__(self, config: ResponsesConfig, store: Store | None, memory: Store) -> None:
         where: Store | str = config.store
         if where == "auto":
             where = store or memory

@@ -9,6 +9,7 @@ alone.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -69,3 +70,33 @@ async def open_store(url: str, *, migrate: bool = True) -> Store:
 
             return await Postgres.open(url, migrate=migrate)
     raise StoreError(f"'{url}' is no store: sqlite:///PATH and postgresql://... are.")
+
+
+class Later:
+    """A store that is opened when it is needed, and again where that went wrong."""
+
+    def __init__(self, url: str = MEMORY) -> None:
+        self.url = url
+        self._store: Store | None = None
+        self._opening = asyncio.Lock()
+
+    async def read(self, sql: str, *args: Cell) -> list[Row]:
+        """As `Store` says."""
+        return await (await self._opened()).read(sql, *args)
+
+    async def write(self, *statements: Statement) -> list[int]:
+        """As `Store` says."""
+        return await (await self._opened()).write(*statements)
+
+    async def _opened(self) -> Store:
+        if self._store is None:
+            async with self._opening:
+                if self._store is None:
+                    self._store = await open_store(self.url)
+        return self._store
+
+    async def close(self) -> None:
+        """As `Store` says; what is in memory alone is lost."""
+        store, self._store = self._store, None
+        if store is not None:
+            await store.close()

@@ -14,4 +14,4 @@ CREATE TABLE repeats (
     body BYTEA,
     PRIMARY KEY (owner, key)
 );
-CREATE INDEX repeats_at ON repeats (at, size);
+CREATE INDEX repeats_at ON repeats (at, owner, key, size);
