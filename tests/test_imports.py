@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from doubles.llama import llama
-from test_cli import DEADLINE, POSIX, ask
+from serving import DEADLINE, POSIX, ask
 
 COUNT = """
 import atexit, sys

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from doubles.llama_b1496 import NAME, Llama, llama
-from test_api_like_oai import CHAT, CLASSIC, Client, gateway
+from dropin.test_api_like_oai import CHAT, CLASSIC, Client, gateway
 
 Pair = tuple[Client, Llama]
 

@@ -16,7 +16,7 @@ import trustme
 from conftest import CHAT, Answer, Serve, Served
 from doubles.openai import OpenAiDouble
 from doubles.upstream import DONE, Double, answers, chunk, event, streams, told
-from test_cli import ask, serving
+from serving import ask, serving
 from tropilla.config import ModelConfig, UpstreamConfig
 from tropilla.upstream import fleet
 

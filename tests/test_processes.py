@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from conftest import CHAT, Served, Start, served
 from doubles.llama import llama
 from doubles.upstream import Double, streams, told
-from test_cli import DEADLINE, ask, children, serving
+from serving import DEADLINE, ask, children, serving
 from tropilla.cli import main
 from tropilla.config import Config, ModelConfig, UpstreamConfig
 from tropilla.upstream.siblings import (

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from conftest import Serve, Served, Start
 from doubles.llama import llama
 from doubles.upstream import DONE, Double, Exchange, Script, chunk, event, streams, told
-from test_cli import DEADLINE, POSIX, ask, serving
+from serving import DEADLINE, POSIX, ask, serving
 from tropilla import relay
 from tropilla.cli import main
 from tropilla.config import Config, UpstreamConfig

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from cli.test_cli import told
 from doubles.hub import COMMIT, Hub, hub
-from test_cli import told
 from tropilla.cli import main
 from tropilla.config import TINY_MODEL, Config
 from tropilla.models import hub as module

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from accounts.test_admission import says
 from conftest import CHAT, Serve
 from doubles.upstream import Double, answers, breaks, chunk, streams, told
 from repeats.asking import ADMIN, KEY, PATH, YES, accounts, chat, open_keys, replayed
-from test_admission import says
 from tropilla.accounts import usage
 from tropilla.config import (
     AccountsConfig,

@@ -14,7 +14,7 @@ import pytest
 from conftest import CHAT, Raw, Serve
 from doubles.upstream import DEADLINE, Double, chunk, streams, told
 from repeats.asking import KEY, PATH, accounts, chat, open_keys, replayed
-from test_cli import POSIX, serving
+from serving import POSIX, serving
 from tropilla.accounts.repeats import Found, Name, Shelf
 from tropilla.accounts.store import StoreError
 from tropilla.config import (

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from accounts.test_ledger import record
 from doubles import databases
-from test_ledger import record
 from tropilla.accounts import usage
 from tropilla.accounts.ledger import Ledger
 from tropilla.accounts.spool import Spool

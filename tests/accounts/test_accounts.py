@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from conftest import Serve, Served
 from doubles.upstream import Double, breaks, chunk, native_told, streams, told
-from test_cli import DEADLINE, POSIX, ask
+from serving import DEADLINE, POSIX, ask
 from tropilla.accounts import usage
 from tropilla.accounts.store import StoreError
 from tropilla.cli import main
@@ -209,7 +209,7 @@ def test_what_was_served_is_shown(tmp_path: Path) -> None:
 def test_what_a_client_calls_a_model_is_no_formula_and_no_markup(tmp_path: Path) -> None:
     import asyncio
 
-    from test_ledger import record
+    from accounts.test_ledger import record
     from tropilla.accounts.ledger import Ledger
     from tropilla.accounts.spool import Spool
     from tropilla.accounts.store import open_store

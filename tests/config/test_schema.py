@@ -33,7 +33,7 @@ from tropilla.config.nodes import Refused
 from tropilla.config.schema import schema
 from tropilla.templates import Classic
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "tropilla.example.yaml"
 PAGE = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
 STRUCTS = (

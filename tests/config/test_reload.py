@@ -14,7 +14,7 @@ import pytest
 from conftest import Serve, Served, Start
 from doubles.llama import llama
 from doubles.upstream import Double, streams, told
-from test_cli import DEADLINE, POSIX, ask, serving
+from serving import DEADLINE, POSIX, ask, serving
 from tropilla.config import Config, ModelConfig, QueueConfig, UpstreamConfig
 from tropilla.server import run
 

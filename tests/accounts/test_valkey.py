@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from accounts.test_admission import says
 from conftest import CHAT, Answer, Serve, Served, Start
 from doubles import databases
 from doubles.upstream import Double, answers
-from test_admission import says
-from test_cli import DEADLINE
+from serving import DEADLINE
 from tropilla.accounts import valkey as valkey_module
 from tropilla.accounts.limits import Amount, Hold, Refused, Scope, Spending, Spent, cap
 from tropilla.accounts.meters.memory import Memory

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -22,14 +21,12 @@ from click.testing import CliRunner, Result
 
 from doubles.llama import llama
 from doubles.llama.control import Llama
+from serving import DEADLINE, POSIX, ask, children, serving
 from tropilla import __version__
 from tropilla.cli import main
 from tropilla.config import TINY_MODEL, TINY_NAME, Config
 from tropilla.server import run
 from tropilla.templates import Classic
-
-DEADLINE = 20
-POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 
 
 def cli(*arguments: str) -> Result:
@@ -297,45 +294,6 @@ def test_config_schema() -> None:
 
 
 # The real thing.
-
-
-@contextmanager
-def serving(
-    *arguments: str, cwd: Path | None = None
-) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """A real `tropilla serve`, its address and its banner."""
-    command = [sys.executable, "-m", "tropilla", "serve", "--port", "0", *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd
-    ) as process:
-        try:
-            banner = ""
-            assert process.stdout is not None
-            while "Ctrl-C" not in banner:
-                line = process.stdout.readline()
-                assert line, banner
-                banner += line
-            found = re.search(r"http://([\d.:\[\]]+)/v1", banner)
-            assert found
-            yield process, found[1], banner
-        finally:
-            process.kill()
-
-
-def ask(address: str, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(address, timeout=DEADLINE)
-    try:
-        data = None if body is None else msgspec.json.encode(body)
-        connection.request(method, path, data, {"Authorization": "Bearer k"})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
-
-
-def children(pid: int) -> list[int]:
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
 @pytest.fixture(autouse=True)

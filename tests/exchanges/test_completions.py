@@ -336,8 +336,8 @@ async def test_a_banned_token_is_not_written(gateway: Serve, engine: str) -> Non
 
 
 def test_the_page_has_a_row_for_every_field() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "completions.md").read_text(encoding="utf-8")
-    document = Path(__file__).parent / "openapi" / "openai-subset.json"
+    page = (Path(__file__).parents[2] / "docs" / "completions.md").read_text(encoding="utf-8")
+    document = Path(__file__).parents[1] / "openapi" / "openai-subset.json"
     schemas = msgspec.json.decode(document.read_bytes())["components"]["schemas"]
     for name in schemas["CreateCompletionRequest"]["properties"]:
         assert f"\n| `{name}`" in page, name

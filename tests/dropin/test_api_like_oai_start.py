@@ -15,14 +15,14 @@ import msgspec
 import pytest
 
 from doubles.llama_b1496 import NAME, SEED_IDS, SEED_PROMPT, Llama, llama
-from test_api_like_oai import BOTH, COMPLETION, PREFIX, Client
-from test_templates import SEED_PROMPT as CONVERSATION
+from dropin.test_api_like_oai import BOTH, COMPLETION, PREFIX, Client
+from templates.test_builtin import SEED_PROMPT as CONVERSATION
 from tropilla.cli import serve
 from tropilla.config import Config, ConfigError, UpstreamConfig
 from tropilla.config.load import Loaded
 from tropilla.templates import Classic
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "api_like_OAI.md"
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from accounts.test_admission import says
 from conftest import CHAT, Answer, Serve, Served
 from doubles.databases import Postgres
 from doubles.upstream import Double
-from test_admission import says
-from test_cli import DEADLINE
+from serving import DEADLINE
 from tropilla.accounts import usage
 from tropilla.config import AccountsConfig
 from tropilla.server import accounts as accounts_module
