@@ -12,7 +12,7 @@ import pytest
 from conftest import CHAT, Raw, Serve
 from doubles.upstream import DEADLINE, Double, chunk, streams, told
 from repeats.asking import ADMIN, KEY, PATH, accounts, chat, replayed, rows, waits
-from test_cli import POSIX, serving
+from serving import POSIX, serving
 from tropilla.accounts.repeats import Shelf
 from tropilla.config import AccountsConfig
 from tropilla.server import repeats
