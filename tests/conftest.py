@@ -248,7 +248,7 @@ async def served(config: Config, siblings: Siblings | None = None) -> AsyncItera
     accounts = await Accounts.open(config) if kept else None
     sharing = await Sharing.open(config, accounts)
     fleet = Fleet(config, siblings=siblings, others=sharing.others())
-    gateway = Gateway(config, fleet, accounts, sharing.meter())
+    gateway = Gateway(config, fleet, accounts, sharing.meter(), valkey=sharing.valkey)
     checked = Checked(gateway)
     listener = Listener(checked)
     await fleet.start()

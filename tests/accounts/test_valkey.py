@@ -99,6 +99,30 @@ async def test_a_server_that_is_not_there_is_told_of(url: str) -> None:
         await Sharing.open(config, None)
 
 
+async def test_who_ends_while_it_joins_leaves_no_connection(
+    valkey: databases.Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = asyncio.get_running_loop().create_future()
+    open_ = Wire.open
+
+    async def opens(url: str) -> Wire:
+        opened.set_result(await open_(url))
+        wire: Wire = opened.result()
+        return wire
+
+    monkeypatch.setattr(Wire, "open", opens)
+    valkey.pause()
+    try:
+        joining = asyncio.create_task(Valkey.open(valkey.database().partition("?")[0]))
+        async with asyncio.timeout(DEADLINE):
+            wire = await opened
+            joining.cancel()
+            await asyncio.wait({joining})
+            await wire.lost
+    finally:
+        valkey.go_on()
+
+
 async def test_a_server_that_wants_another_password_is_told_of(valkey: databases.Valkey) -> None:
     url = valkey.database()
     admin = await Wire.open(url)

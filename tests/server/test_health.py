@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import Serve, Served, Start
-from doubles.upstream import Double
+from doubles import databases
+from doubles.upstream import DEADLINE, Double
+from tropilla.accounts import valkey as valkey_module
 from tropilla.accounts.store import StoreError
 from tropilla.config import AccountsConfig, KeyConfig
 
@@ -26,7 +29,7 @@ async def test_all_is_well(gateway: Serve, double: Double) -> None:
     told = (await tropilla.ask("GET", "/api/health")).json
     assert (told["status"], told["live"], told["ready"]) == ("ok", True, True)
     assert told["upstreams"] == {"ready": 1, "all": 1, "not_ready": []}
-    assert told["store"] is told["spool"] is None
+    assert told["store"] is told["spool"] is told["valkey"] is None
 
 
 async def test_nobody_is_there(gateway: Serve, double: Double) -> None:
@@ -87,6 +90,45 @@ async def test_the_store(
     accounts.stale = False
     monkeypatch.setattr(accounts.ledger._spool, "_failed", True)
     assert await ready(tropilla) == (503, ["spool_full"])
+
+
+async def test_valkey_while_it_is_away_and_once_it_is_back(
+    gateway: Serve, double: Double, valkey: databases.Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A machine that is busy takes it not for gone; its connection tells that.
+    monkeypatch.setattr(valkey_module, "_PATIENCE_SECONDS", DEADLINE)
+    shared = AccountsConfig(store="none", shared=valkey.database())
+    tropilla, _ = [await gateway(double, accounts=shared) for _ in range(2)]
+    kept = tropilla.gateway._valkey
+    assert kept is not None
+
+    async def told(*, works: bool) -> Any:
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                report = (await tropilla.ask("GET", "/api/health")).json
+                if report["valkey"]["works"] is works:
+                    return report
+
+    async with asyncio.timeout(DEADLINE):
+        while (whole := await told(works=True))["valkey"]["gateways"] < 2:
+            pass
+    assert (whole["status"], whole["valkey"]["problem"]) == ("ok", None)
+    began = [kept.since]
+    valkey.stop()
+    try:
+        away = await told(works=False)
+        assert (away["status"], away["ready"], away["reasons"]) == ("degraded", True, [])
+        assert away["valkey"]["problem"]
+        began.append(kept.since)
+        assert await ready(tropilla) == (200, [])
+    finally:
+        valkey.start()
+    back = await told(works=True)
+    assert (back["status"], back["valkey"]["problem"]) == ("ok", None)
+    began.append(kept.since)
+    assert began == sorted(set(began))
+    kept.since -= 100
+    assert (await told(works=True))["valkey"]["seconds"] >= 100
 
 
 async def test_details_are_for_those_who_run_it(gateway: Serve, double: Double) -> None:

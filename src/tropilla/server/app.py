@@ -22,6 +22,7 @@ from tropilla.accounts.limits import Meter
 from tropilla.accounts.meters.memory import Memory
 from tropilla.accounts.repeats import Shelf
 from tropilla.accounts.store import MEMORY, Later
+from tropilla.accounts.valkey import Valkey
 from tropilla.config import Config
 from tropilla.dialects import Dialect
 from tropilla.dialects._beside import Face, Known, Shown, Visit
@@ -111,6 +112,7 @@ class Gateway:
         meter: Meter | None = None,
         spans: Spans | None = None,
         memory: str = MEMORY,
+        valkey: Valkey | None = None,
     ) -> None:
         self._door = Door(config, fleet, accounts, meter or Memory())
         # What counts decides how when it is loaded: alone, or with other processes.
@@ -130,6 +132,7 @@ class Gateway:
         if spans is not None:
             self.books = (spans, *self.books)
         self._accounts = accounts
+        self._valkey = valkey
         self._config = config
         self._fleet = fleet
         self._router = Router()
@@ -522,7 +525,11 @@ class Gateway:
                 await self._ready(reply)
             case "report":
                 told = await health.told(
-                    self._fleet, self._accounts, self._since, draining=self._draining
+                    self._fleet,
+                    self._accounts,
+                    self._valkey,
+                    self._since,
+                    draining=self._draining,
                 )
                 await reply.whole(200, msgspec.json.encode(told))
             case "docs":

@@ -7,6 +7,7 @@ import time
 
 from tropilla import __version__
 from tropilla.accounts.store import StoreError
+from tropilla.accounts.valkey import Valkey
 from tropilla.ir import JsonObject
 from tropilla.server.accounts import Accounts
 from tropilla.upstream.fleet import Fleet
@@ -30,7 +31,7 @@ def why_not(fleet: Fleet, accounts: Accounts | None, *, draining: bool) -> list[
 
 
 async def told(
-    fleet: Fleet, accounts: Accounts | None, since: float, *, draining: bool
+    fleet: Fleet, accounts: Accounts | None, valkey: Valkey | None, since: float, *, draining: bool
 ) -> JsonObject:
     """All of it, for those who run the gateway."""
     reasons = why_not(fleet, accounts, draining=draining)
@@ -45,7 +46,8 @@ async def told(
     ]
     store = None if accounts is None else await _store(accounts)
     waits = 0 if accounts is None else accounts.ledger.waiting
-    whole = not odd and not waits and (store is None or store["works"])
+    shared = None if valkey is None else _shared(valkey)
+    whole = not odd and not waits and all(one is None or one["works"] for one in (store, shared))
     return {
         "object": "health",
         "status": "unavailable" if reasons else "ok" if whole else "degraded",
@@ -62,6 +64,17 @@ async def told(
         "waiting": fleet.pool.waiting,
         "store": store,
         "spool": None if accounts is None else {"rows": waits, "full": accounts.ledger.full},
+        "valkey": shared,
+    }
+
+
+def _shared(valkey: Valkey) -> JsonObject:
+    """Whether what gateways share can be used, for how long that is so, and how many they are."""
+    return {
+        "works": valkey.up,
+        "problem": valkey.why or None,
+        "seconds": round(time.time() - valkey.since, 1),
+        "gateways": valkey.many,
     }
 
 

@@ -243,7 +243,8 @@ async def _serve(
         return str(error)
     fleet = Fleet(config, give_up, on_first, siblings, sharing.others())
     part = (0, 1) if siblings is None else (siblings.process, config.workers)
-    gateway = Gateway(config, fleet, accounts, sharing.meter(part), spans, memory)
+    meter = sharing.meter(part)
+    gateway = Gateway(config, fleet, accounts, meter, spans, memory, sharing.valkey)
     running = _Run(gateway, config, again)
     await fleet.start()
     # What is there now stays: looking through it again and again would find nothing. A request

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib.resources import files
@@ -51,6 +52,8 @@ class Valkey:
         self.epoch = ""
         self.up = False
         """Whether the server can be used now."""
+        self.since, self.why = time.time(), ""
+        """Since when that is so, in seconds since 1970; and why it cannot, as was heard last."""
         self.rank, self.many = 0, 1
         """Which gateway this is, and of how many, as it was heard last."""
         self.joined: list[Callable[[], Awaitable[None]]] = []
@@ -111,7 +114,10 @@ class Valkey:
         except (TimeoutError, ValkeyError) as error:
             wire.close()
             raise ValkeyError(f"{self.place}: {str(error) or 'it does not answer'}") from error
-        self.up = True
+        except BaseException:
+            wire.close()  # the gateway ends just now
+            raise
+        self.up, self.since, self.why = True, time.time(), ""
         for one in self.joined:
             await one()
 
@@ -150,7 +156,7 @@ class Valkey:
             wire = self._wire
             assert wire is not None, "it has joined"  # noqa: S101
             why = await self._until_lost(wire)
-            self.up = False
+            self.up, self.since, self.why = False, time.time(), why
             wire.close()
             log.warning(
                 "valkey.lost", "{valkey} cannot be used: {why}. Limits are kept here meanwhile, as "
@@ -176,7 +182,8 @@ class Valkey:
         while True:
             try:
                 await self._join()
-            except ValkeyError:
+            except ValkeyError as error:
+                self.why = str(error)
                 await asyncio.sleep(_BEAT_SECONDS)
             else:
                 return
