@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import os
@@ -16,13 +17,13 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from conftest import Serve, Served
+from conftest import CHAT, Serve, Served
 from doubles.upstream import Double, breaks, chunk, native_told, streams, told
 from serving import DEADLINE, POSIX, ask
 from tropilla.accounts import usage
 from tropilla.accounts.store import StoreError
 from tropilla.cli import main
-from tropilla.config import AccountsConfig, EngineConfig
+from tropilla.config import AccountsConfig, EngineConfig, KeyConfig
 from tropilla.server.accounts import Accounts
 
 pytestmark = pytest.mark.anyio
@@ -93,6 +94,77 @@ async def test_a_stranger_leaves_no_row(gateway: Serve, double: Double, tmp_path
     tropilla = await keeping(gateway, tmp_path, double, api_keys=("secret",))
     assert (await tropilla.chat()).status == 401
     assert await rows(tropilla) == []
+
+
+async def test_usage_by_key_has_their_names(
+    gateway: Serve, double: Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double.on(PATH, streams(*told("Hi")))
+    monkeypatch.setenv("COLUMNS", "200")
+    config = AccountsConfig(
+        store=f"sqlite:///{tmp_path}/accounts.db", admin_key="the-admin-key",
+        keys={"robot": KeyConfig(key="a-key-of-the-config"), "carol": KeyConfig(key="carols-own")},
+    )  # fmt: skip
+    tropilla = await gateway(double, accounts=config, api_keys=("nameless",))
+    admin = {"Authorization": "Bearer the-admin-key"}
+    ids = {}
+    for name in ("alice", "=carol", "bob", "carol", "bob"):
+        made = (await tropilla.ask("POST", "/api/keys", {"name": name}, admin)).json
+        mine = {"Authorization": f"Bearer {made['key']}"}
+        assert (await tropilla.ask("POST", PATH, CHAT, mine)).status == 200
+        ids[made["id"]] = name
+        if name == "bob":  # so that the next one may have his name
+            assert (
+                await tropilla.ask("DELETE", f"/api/keys/{made['id']}", None, admin)
+            ).status == 200
+    for key in ("a-key-of-the-config", "carols-own", "nameless"):
+        mine = {"Authorization": f"Bearer {key}"}
+        assert (await tropilla.ask("POST", PATH, CHAT, mine)).status == 200
+    await tropilla.ask("POST", PATH, CHAT, {"Authorization": "Bearer a-key-of-the-config"})
+
+    rows_ = (await tropilla.ask("GET", "/api/usage?by=key,model", headers=admin)).json["data"]
+    heard = {row["key"]: row["key_name"] for row in rows_}
+    (nameless,) = set(heard) - {*ids, "config:robot", "config:carol"}
+    named = ids | {"config:robot": "robot", "config:carol": "carol"}
+    assert heard == named | {nameless: None}
+    own = await tropilla.ask(
+        "GET", "/api/usage?by=key", headers={"Authorization": "Bearer a-key-of-the-config"}
+    )
+    assert [(row["key"], row["key_name"]) for row in own.json["data"]] == [
+        ("config:robot", "robot")
+    ]
+    by_model = await tropilla.ask("GET", "/api/usage?by=model", headers=admin)
+    assert "key_name" not in by_model.json["data"][0]
+
+    # The command reads the store alone.
+    file = tmp_path / "accounts.db"
+    (alice,) = [id_ for id_, name in ids.items() if name == "alice"]
+
+    def lines(*arguments: str) -> list[dict[str, str]]:
+        return list(csv.DictReader(io.StringIO(shows(file, *arguments, "--csv"))))
+
+    def look() -> None:
+        for row in msgspec.json.decode(shows(file, "--by", "key", "--json")):
+            assert row["key_name"] == heard[row["key"]]
+        in_csv = {line["key"]: line["key_name"] for line in lines("--by", "key,day")}
+        assert in_csv == {
+            id_: "'=carol" if name == "=carol" else name or "" for id_, name in heard.items()
+        }
+        assert "key_name" not in lines("--by", "day")[0]
+        table = shows(file, "--by", "key")
+        shown = {line.split("│")[1].strip() for line in table.splitlines() if "│" in line}
+        twice = {f"{name} ({id_})" for id_, name in named.items() if name in {"bob", "carol"}}
+        assert len(twice) == 4
+        assert shown == {"alice", "=carol", "robot", nameless, *twice, "all"}
+        for asked, id_ in (("alice", alice), ("robot", "config:robot"), (nameless, nameless)):
+            (line,) = lines("--by", "key", "--key", asked)
+            assert line["key"] == id_
+        assert "Nothing was used" in shows(file, "--key", "nobody")
+        done = CliRunner().invoke(main, ["usage", "--store", f"sqlite:///{file}", "--key", "carol"])
+        assert done.exit_code == 2
+        assert "several keys are called 'carol': config:carol, key_" in done.output
+
+    await asyncio.to_thread(look)
 
 
 async def test_a_key_hears_of_its_own_usage(gateway: Serve, double: Double, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,7 +12,7 @@ from urllib.parse import quote
 import pytest
 from playwright.async_api import expect
 
-from conftest import Answer, Serve, Served, Start
+from conftest import CHAT, Answer, Serve, Served, Start
 from dashboard.browser import ADMIN, Look
 from doubles.upstream import Double, refuses, streams, told
 from tropilla.config import CaptureConfig, KeyConfig
@@ -244,3 +246,25 @@ async def test_a_form_that_is_no_good_is_told_so(kept: Kept, double: Double) -> 
         "POST", "/ui/keys/nobody", f"csrf={good}&what=revoke".encode(), headers
     )
     assert answer.status == 400
+
+
+async def test_two_keys_of_one_name_are_told_apart(kept: Kept, double: Double) -> None:
+    double.on(PATH, streams(*told("Hello")))
+    tropilla = await kept(double)
+    admin = {"Authorization": f"Bearer {ADMIN}"}
+    ids = []
+    for name in ("bob", "bob", "carol"):
+        made = (await tropilla.ask("POST", "/api/keys", {"name": name}, admin)).json
+        mine = {"Authorization": f"Bearer {made['key']}"}
+        assert (await tropilla.ask("POST", PATH, CHAT, mine)).status == 200
+        ids.append(made["id"])
+        await tropilla.ask("DELETE", f"/api/keys/{made['id']}", None, admin)
+    headers, _ = await logged_in(tropilla)
+    sheet = await tropilla.ask("GET", "/ui/usage/csv?by=key", headers=headers)
+    lines = list(csv.DictReader(io.StringIO(sheet.body.decode())))
+    assert {line["key"]: line["requests"] for line in lines} == {
+        f"bob ({ids[0]})": "1", f"bob ({ids[1]})": "1", "carol": "1",
+    }  # fmt: skip
+    activity = (await tropilla.ask("GET", "/ui/activity", headers=headers)).body.decode()
+    assert f"bob ({ids[0]})" in activity
+    assert f"bob ({ids[1]})" in activity

@@ -5,9 +5,11 @@ Days and months are those of UTC. Money is in whatever the prices are in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, get_args
 
+from tropilla.accounts.keys import config_name
 from tropilla.accounts.ledger import COLUMNS, SUMS
 from tropilla.accounts.store import Cell, Store
 
@@ -42,6 +44,28 @@ async def sums(
     rows = await store.read(asked, *args)
     # PostgreSQL tells a sum of whole numbers as a number of its own kind.
     return [{name: _plain(value) for name, value in zip(names, row, strict=True)} for row in rows]
+
+
+async def stored_names(store: Store) -> dict[str, str]:
+    """What the keys of a store are called, by their ids; those that were revoked too."""
+    return dict(await store.read("SELECT id, name FROM keys"))
+
+
+def names(ids: Iterable[str], stored: Mapping[str, str]) -> dict[str, str]:
+    """What keys are called: those of the store, and those of these ids that the config names."""
+    told = {id_: config_name(id_) for id_ in ids}
+    return {**stored, **{id_: name for id_, name in told.items() if name is not None}}
+
+
+def named(rows: Iterable[Mapping[str, Any]], called: Mapping[str, str]) -> list[dict[str, Any]]:
+    """These sums by key, with the name of each where it has one."""
+    return [{**row, "key_name": called.get(row["key"])} for row in rows]
+
+
+def labels(called: Mapping[str, str]) -> dict[str, str]:
+    """What keys are called where their ids are not told: with it, if several have one name."""
+    times = Counter(called.values())
+    return {id_: name if times[name] == 1 else f"{name} ({id_})" for id_, name in called.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -38,7 +38,7 @@ _COLUMNS = {
     help="From then on: a date, a date and a time (in UTC), or how long ago, as 12h, 7d or 4w.",
 )  # fmt: skip
 @click.option("--until", metavar="TIME", help="Until before then.")
-@click.option("--key", metavar="KEY", help="Only what this key used.")
+@click.option("--key", metavar="KEY", help="Only what this key used, by its id or its name.")
 @click.option("--model", metavar="MODEL", help="Only what this model did.")
 @click.option("--upstream", metavar="URL", help="Only what this upstream did.")
 @click.option("--csv", "as_csv", is_flag=True, help="For spreadsheets.")
@@ -67,7 +67,8 @@ def command(
     now = time.time()
     narrowed = {name: value for name, value in where.items() if value is not None}
     times = [_when(name, text, now) for name, text in (("since", since), ("until", until))]
-    rows = asyncio.run(_sums(options.store_of(config_file, store), groups, times, narrowed))
+    url = options.store_of(config_file, store)
+    rows, labels = asyncio.run(_sums(url, groups, times, narrowed))
     if as_json:
         import msgspec  # noqa: PLC0415
 
@@ -79,13 +80,13 @@ def command(
     else:
         from rich.console import Console  # noqa: PLC0415
 
-        Console().print(_table(rows, groups))
+        Console().print(_table(rows, groups, labels))
 
 
 async def _sums(
-    url: str, by: Sequence[By], times: Sequence[float | None], where: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """What the store says.
+    url: str, by: Sequence[By], times: Sequence[float | None], where: dict[str, str]
+) -> tuple[list[dict[str, Any]], Mapping[str, str]]:
+    """What the store says, and what the keys in it are called.
 
     Raises:
         ClickException: it does not.
@@ -96,11 +97,35 @@ async def _sums(
     try:
         store = await open_store(url)
         try:
-            return await usage.sums(store, by, since=times[0], until=times[1], where=where)
+            stored = await usage.stored_names(store)
+            if "key" in where:
+                ids = [row["key"] for row in await usage.sums(store, ["key"])]
+                where["key"] = _key(where["key"], ids, usage.names(ids, stored))
+            rows = await usage.sums(store, by, since=times[0], until=times[1], where=where)
+            if "key" not in by:
+                return rows, {}
+            names = usage.names((row["key"] for row in rows), stored)
+            return usage.named(rows, names), usage.labels(names)
         finally:
             await store.close()
     except StoreError as error:
         raise click.ClickException(str(error)) from None
+
+
+def _key(told: str, ids: Sequence[str], names: Mapping[str, str]) -> str:
+    """The id of the key that is meant.
+
+    Raises:
+        BadParameter: it may be one of several.
+    """
+    found = [id_ for id_, name in names.items() if name == told]
+    if told in ids or not found:
+        return told
+    if len(found) > 1:
+        raise click.BadParameter(
+            f"several keys are called '{told}': {', '.join(sorted(found))}.", param_hint="--key"
+        )
+    return found[0]
 
 
 def _when(name: str, text: str | None, now: float) -> float | None:
@@ -133,12 +158,13 @@ def _print_csv(rows: Sequence[Mapping[str, Any]], by: Sequence[By]) -> None:
     from tropilla.accounts.prices import MONEY  # noqa: PLC0415
 
     writer = csv.writer(sys.stdout)
-    writer.writerow([*by, *SUMS])
+    more = ["key_name"] if "key" in by else []
+    writer.writerow([*by, *SUMS, *more])
     for row in rows:
         told = {**row, "cost": f"{row['cost'] / MONEY:.9f}"}
-        writer.writerow(
-            [*(_plain(_named(one, row[one])) for one in by), *(told[one] for one in SUMS)]
-        )
+        about = [_plain(_named(one, row[one])) for one in by]
+        names = [_plain(row[one] or "") for one in more]
+        writer.writerow([*about, *(told[one] for one in SUMS), *names])
 
 
 def _plain(text: str) -> str:
@@ -146,13 +172,15 @@ def _plain(text: str) -> str:
     return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text
 
 
-def _table(rows: Sequence[Mapping[str, Any]], by: Sequence[By]) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]], by: Sequence[By], labels: Mapping[str, str]) -> Table:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
+    from tropilla.accounts.ledger import SUMS  # noqa: PLC0415
+
     table = Table(show_footer=len(rows) > 1)
     cells = [_cells(row) for row in rows]
-    total = _cells({name: sum(row[name] for row in rows) for name in rows[0] if name not in by})
+    total = _cells({name: sum(row[name] for row in rows) for name in SUMS})
     for number, one in enumerate(by):
         table.add_column(one, footer="" if number else "all", overflow="fold")
     for name, title in _COLUMNS.items():
@@ -160,7 +188,8 @@ def _table(rows: Sequence[Mapping[str, Any]], by: Sequence[By]) -> Table:
             table.add_column(title, total[name], justify="right")
     for row, cell in zip(rows, cells, strict=True):
         shown = [value for name, value in cell.items() if any(other[name] for other in cells)]
-        table.add_row(*(Text(_named(one, row[one])) for one in by), *shown)
+        about = ((one, labels.get(row[one]) if one == "key" else None) for one in by)
+        table.add_row(*(Text(label or _named(one, row[one])) for one, label in about), *shown)
     return table
 
 

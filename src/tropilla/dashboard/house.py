@@ -17,6 +17,7 @@ from tropilla.accounts.keys import Account, config_id
 from tropilla.accounts.keys.ring import Ring, Stored
 from tropilla.accounts.limits import Standings
 from tropilla.accounts.store import Store
+from tropilla.accounts.usage import labels
 from tropilla.capture import Capture
 from tropilla.config import Config
 from tropilla.observing.activity import Activity
@@ -57,11 +58,11 @@ class House:
     """Whether the gateway has no keys at all."""
 
     def names(self) -> dict[str, str]:
-        """What the ids of keys are called."""
+        """What the keys are called, by their ids; no two of them the same."""
         told = {config_id(name): name for name in self.config.accounts.keys}
         if self.accounts is not None:
             told |= {one.id: one.name for one in self.accounts.stored}
-        return told
+        return labels(told)
 
     def teams(self) -> dict[str, str]:
         """Whose the keys are, by their ids, where they are a team's."""

@@ -221,6 +221,9 @@ class Accounts:
             message = "The accounts cannot be read now."
             problem = Problem(kind="unavailable", message=message, retry_after=5)
             raise ProblemError(problem) from None
+        if "key" in by:
+            stored = {one.id: one.name for one in self.stored}
+            rows = usage.named(rows, usage.names((row["key"] for row in rows), stored))
         return {"object": "list", "by": by, "data": rows}
 
     async def close(self) -> None:

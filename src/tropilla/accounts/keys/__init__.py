@@ -24,6 +24,7 @@ Role: TypeAlias = Literal["anybody", "static", "account", "admin"]
 that a client may; a client with a key that has terms; who gives keys, and asks for nothing else."""
 
 PREFIX = "trp_"
+_CONFIG = "config:"
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _RANDOM_BYTES = 20
 _LENGTH = 27
@@ -170,7 +171,12 @@ def _static_id(key: str) -> str:
 
 def config_id(name: str) -> str:
     """The id of a key that the config names: no key of the store has it."""
-    return f"config:{name}"
+    return f"{_CONFIG}{name}"
+
+
+def config_name(id_: str) -> str | None:
+    """The name that the config gives a key with this id, if it is one of the config's."""
+    return id_.removeprefix(_CONFIG) if id_.startswith(_CONFIG) else None
 
 
 def of_config(name: str, told: KeyConfig) -> Account:
