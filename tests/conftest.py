@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import aiohttp
 import msgspec
 import pytest
+from hypothesis import HealthCheck, settings
 
 from checked import Checked
 from doubles import databases
@@ -24,11 +27,24 @@ from tropilla.server.accounts import Accounts
 from tropilla.server.app import Gateway
 from tropilla.server.http import Listener
 from tropilla.server.sharing import Sharing
+from tropilla.upstream import fleet as fleet_module
 from tropilla.upstream.engine import Engine, EngineOptions
 from tropilla.upstream.fleet import Fleet
+from tropilla.upstream.member import Upstream
 
 if TYPE_CHECKING:
     from tropilla.upstream.siblings import Siblings
+
+
+# The same examples on every machine, and no matter how long they take on a busy one.
+settings.register_profile(
+    "tests",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
+)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -312,20 +328,62 @@ async def double(doubles: Start) -> Double:
 
 
 @pytest.fixture(scope="session")
-async def engine(anyio_backend: Any) -> AsyncIterator[str]:  # noqa: ARG001
-    """The address of the real llama.cpp, with a tiny model called `m`."""
+async def real_engine(anyio_backend: Any) -> AsyncIterator[Engine]:  # noqa: ARG001
+    """The real llama.cpp, with a tiny model called `m`."""
     one = Engine(EngineOptions(model=TINY_MODEL, alias="m", slots=2))
     await one.start()
-    yield one.address
+    yield one
     await one.stop()
+
+
+@pytest.fixture(scope="session")
+def engine(real_engine: Engine) -> str:
+    """Its address."""
+    return real_engine.address
+
+
+@contextmanager
+def stopped(engine: Engine) -> Iterator[None]:
+    """Meanwhile an engine stands still: it ends nothing, however fast it is."""
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(engine.pid, signal.SIGCONT)
+
+
+def expect_signs(upstream: Upstream, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give this upstream so long to answer a probe; on a busy machine the others may need more."""
+    ask = upstream.link.ask
+
+    async def impatient(method: str, path: str, body: Any = None, **_: object) -> tuple[int, bytes]:
+        return await ask(method, path, body, seconds=seconds)
+
+    monkeypatch.setattr(upstream.link, "ask", impatient)
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port on which nobody listens, nor will: it is taken."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
 
 
 @pytest.fixture
 def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-    return port
+    """A port to listen on: none of those that the system gives to whoever wants any."""
+    for port in random.sample(range(10_000, 32_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("a hundred ports are all taken")
+
+
+@pytest.fixture
+def hasty_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upstream that fails is asked again at once: it is soon known to be down."""
+    monkeypatch.setattr(fleet_module, "_RETRY_SECONDS", (0.01,))
 
 
 @pytest.fixture

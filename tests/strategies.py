@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import msgspec
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
 from dialects.afs.asked import requests as afs_requests
@@ -46,15 +46,11 @@ from tropilla.ir import (
 
 
 def law(examples: int = 60) -> settings:
-    """The same examples on every machine: a law that fails, fails for everybody."""
+    """A law that fails, fails for everybody: conftest.py has the same examples made everywhere."""
     return settings(
-        derandomize=True,
-        deadline=None,
-        database=None,
         max_examples=examples,
         report_multiple_bugs=False,
         phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
     )
 
 

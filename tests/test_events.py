@@ -46,6 +46,7 @@ def model(*doubles: Double, **more: Any) -> dict[str, ModelConfig]:
     return {"m": ModelConfig(upstreams=upstreams)}
 
 
+@pytest.mark.usefixtures("hasty_probes")
 async def test_an_upstream_that_goes_and_comes(
     gateway: Serve, double: Double, events: Told
 ) -> None:

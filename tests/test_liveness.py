@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from conftest import CHAT, Serve, Start
+from conftest import CHAT, Serve, Start, expect_signs
 from doubles.upstream import Double, answers, chunk, native, streams, told
-from tropilla.upstream import fleet, member, probe
+from tropilla.upstream import fleet, member
 from tropilla.upstream.http import Link
 
 pytestmark = pytest.mark.anyio
@@ -82,16 +82,25 @@ async def test_a_client_that_does_not_read_is_no_dead_upstream(
     words = [f"{n} " + "x" * 4000 for n in range(300)]
     tropilla = await gateway(double)
     upstream = tropilla.fleet.upstreams[0]
-    upstream.ping = 0.01
     tropilla.hold_little()
     raw = await tropilla.connect()
     raw.reader._transport.pause_reading()  # type: ignore[attr-defined]
     await raw.post(PATH, CHAT | {"stream": True})
     exchange = await double.arrives()
     sent = asyncio.create_task(exchange.stream(*told(*words)))
+    turns = 0
+
+    def nobody_listens() -> bool:
+        nonlocal turns
+        turns = 0 if upstream.heard or not exchange.written else turns + 1
+        return turns > 50
+
+    await tropilla.has(nobody_listens)
     # The fleet looks again and again, while nobody takes what there is.
+    upstream.ping = 0.01
     looked = tropilla.fleet.looks
     await tropilla.has(lambda: tropilla.fleet.looks > looked + 2)
+    upstream.ping = None
     raw.reader._transport.resume_reading()  # type: ignore[attr-defined]
     assert (await raw.answer()).text == "".join(words)
     await sent
@@ -101,13 +110,13 @@ async def test_a_client_that_does_not_read_is_no_dead_upstream(
 async def test_a_server_without_any_sign_of_life_lets_nobody_wait(
     gateway: Serve, doubles: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_LIFE_SECONDS", 0.1)
     monkeypatch.setattr(fleet, "_CHECK_SECONDS", {"llamacpp": 0.1, "openai": 0.1, "afs": 0.1})
     one, two = await doubles(), await doubles()
     two.on(PATH, streams(*told("Hello")))
     tropilla = await gateway(one, two)
     asked = asyncio.create_task(tropilla.chat())
     await one.arrives()
+    expect_signs(tropilla.fleet.upstreams[0], 0.1, monkeypatch)
 
     async def says_nothing(_: object) -> None:
         await asyncio.Event().wait()
@@ -121,7 +130,6 @@ async def test_a_server_without_any_sign_of_life_lets_nobody_wait(
 async def test_a_server_that_stands_still_in_its_answer_lets_nobody_wait(
     gateway: Serve, doubles: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_LIFE_SECONDS", 0.1)
     monkeypatch.setattr(fleet, "_CHECK_SECONDS", {"llamacpp": 0.1, "openai": 0.1, "afs": 0.1})
     one, two = await doubles(), await doubles()
     two.on("/apply-template", answers(200, b'{"prompt":"?"}'))
@@ -132,6 +140,7 @@ async def test_a_server_that_stands_still_in_its_answer_lets_nobody_wait(
     await exchange.head()
     await exchange.send(chunk("Once"))
     await tropilla.has(lambda: bool(tropilla.fleet.upstreams[0].heard))
+    expect_signs(tropilla.fleet.upstreams[0], 0.1, monkeypatch)
 
     async def says_nothing(_: object) -> None:
         await asyncio.Event().wait()

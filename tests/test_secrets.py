@@ -185,8 +185,9 @@ async def test_what_it_repeats_to_probes(
 
 
 @pytest.mark.anyio
-async def test_who_cannot_be_reached(gateway: Serve, free_port: int) -> None:
-    upstream = discreet(f"http://127.0.0.1:{free_port}", password=True)
+@pytest.mark.usefixtures("hasty_probes")
+async def test_who_cannot_be_reached(gateway: Serve, closed_port: int) -> None:
+    upstream = discreet(f"http://127.0.0.1:{closed_port}", password=True)
     tropilla = await gateway(upstreams=(upstream,), api_keys=(OWN,), ready=False)
     await tropilla.until(lambda: tropilla.fleet.state() == "down")
     assert await see(tropilla, "POST", PATH, CHAT) in {404, 503}

@@ -357,17 +357,23 @@ def solve(answers: list[Answer], known: list[int]) -> tuple[dict[Answer, Floats]
     matrices is a whole one, so the products are exact and the result is the same everywhere.
     """
     row_of = {token: row for row, token in enumerate(known)}
-    goal = np.zeros((len(known), len(answers)))
-    right = np.zeros((len(known), len(answers)), dtype=bool)
+    goal = np.full((len(known), len(answers)), UNLIKELY)
+    most, care = np.zeros(goal.shape), np.ones(goal.shape)
     for column, answer in enumerate(answers):
         for token, probability in answer:
-            goal[row_of[token], column] = LIKELY + round(NAT * math.log(probability))
-            right[row_of[token], column] = True
+            at = row_of[token], column
+            goal[at] = LIKELY + round(NAT * math.log(probability))
+            most[at], care[at] = math.inf, CARE
     codes = UNIT * np.array([signs(bits, ANSWER_WIDTH) for bits in random_bits(len(known))])
     vectors = np.zeros((ANSWER_WIDTH, len(answers)))
+    error = np.empty(goal.shape)  # one for all steps: to make them anew took most of the time
     for _ in range(STEPS):
-        logits = np.rint(codes @ vectors * (NAT / UNIT**2))
-        error = np.where(right, CARE * (goal - logits), np.minimum(UNLIKELY - logits, 0.0))
+        np.matmul(codes, vectors, out=error)
+        error *= NAT / UNIT**2
+        np.rint(error, out=error)
+        np.subtract(goal, error, out=error)
+        np.minimum(error, most, out=error)
+        error *= care
         better = np.rint(codes.T @ error * (STEP / NAT))
         codes += np.rint(error @ vectors.T * (STEP / NAT))
         vectors += better

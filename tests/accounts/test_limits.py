@@ -224,7 +224,7 @@ class Machine(RuleBasedStateMachine):
             assert tally._held == [0, 0]
 
 
-Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestMachine = Machine.TestCase
 
 

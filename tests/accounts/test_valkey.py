@@ -207,9 +207,7 @@ SCOPES = (
 AMOUNTS = st.builds(Amount, st.just(1), *(st.integers(0, 90) for _ in range(3)))
 
 
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_it_decides_as_the_memory_does(valkey: databases.Valkey, data: st.DataObject) -> None:
     """Whatever is asked, in whatever order, by whichever of two gateways."""

@@ -219,11 +219,11 @@ async def test_a_pipe(gateway: Serve, double: Double) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "It is.\n", "")
 
 
-async def test_what_cannot_be_in_a_pipe(gateway: Serve, double: Double, free_port: int) -> None:
+async def test_what_cannot_be_in_a_pipe(gateway: Serve, double: Double, closed_port: int) -> None:
     tropilla = await gateway(double)
     closed = await gateway(double, api_keys=("one",))
-    empty = await gateway(f"http://127.0.0.1:{free_port}", ready=False)
-    nowhere = f"http://127.0.0.1:{free_port}"
+    empty = await gateway(f"http://127.0.0.1:{closed_port}", ready=False)
+    nowhere = f"http://127.0.0.1:{closed_port}"
     for text, arguments, words in (
         ("", ("--url", tropilla.url), "Nothing was piped in"),
         ("x", ("zz", "--url", tropilla.url), "serves no zz; it serves m"),

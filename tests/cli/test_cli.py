@@ -429,31 +429,31 @@ def test_a_model_that_cannot_be_served(
     assert "Traceback" not in done.stderr
 
 
-def test_an_upstream_that_is_not_there_is_told(free_port: int) -> None:
-    with serving("--llama-api", f"127.0.0.1:{free_port}") as (process, address, banner):
-        assert f"http://127.0.0.1:{free_port}" in banner
+def test_an_upstream_that_is_not_there_is_told(closed_port: int) -> None:
+    with serving("--llama-api", f"127.0.0.1:{closed_port}") as (process, address, banner):
+        assert f"http://127.0.0.1:{closed_port}" in banner
         assert ask(address, "GET", "/health")[0] == 503
         status, body = ask(address, "POST", "/v1/chat/completions", CHAT)
         assert status == 503
-        assert f"http://127.0.0.1:{free_port} cannot be reached" in body.decode()
+        assert f"http://127.0.0.1:{closed_port} cannot be reached" in body.decode()
         process.terminate()
         _, errors = process.communicate(timeout=DEADLINE)
     assert "cannot be reached" in errors
     assert "Traceback" not in errors
 
 
-def test_models_of_a_file_are_served_by_their_names(tmp_path: Path, free_port: int) -> None:
+def test_models_of_a_file_are_served_by_their_names(tmp_path: Path, closed_port: int) -> None:
     (tmp_path / "tropilla.yaml").write_text(f"""\
 models:
   mine:
     aliases: [gpt-4o]
-    upstreams: {{url: "http://u:hunter2@127.0.0.1:{free_port}", weight: 2, api_key: hunter2}}
-upstreams: 127.0.0.1:{free_port}
+    upstreams: {{url: "http://u:hunter2@127.0.0.1:{closed_port}", weight: 2, api_key: hunter2}}
+upstreams: 127.0.0.1:{closed_port}
 api_keys: k
 """)
     with serving(cwd=tmp_path) as (process, address, banner):
-        assert f"\n  mine (also gpt-4o): http://***@127.0.0.1:{free_port} (weight 2)\n" in banner
-        assert f"\n  http://127.0.0.1:{free_port}\n" in banner
+        assert f"\n  mine (also gpt-4o): http://***@127.0.0.1:{closed_port} (weight 2)\n" in banner
+        assert f"\n  http://127.0.0.1:{closed_port}\n" in banner
         assert "Its settings are from tropilla.yaml." in banner
         assert "hunter2" not in banner
         assert ask(address, "POST", "/v1/chat/completions", CHAT | {"model": "gpt-4o"})[0] == 503

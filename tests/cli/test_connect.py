@@ -99,8 +99,8 @@ def test_what_cannot_be_is_refused(arguments: tuple[str, ...], words: str) -> No
     assert words in told.output
 
 
-def test_without_a_gateway_a_model_must_be_named(free_port: int) -> None:
-    told = cli("curl", "--url", f"127.0.0.1:{free_port}")
+def test_without_a_gateway_a_model_must_be_named(closed_port: int) -> None:
+    told = cli("curl", "--url", f"127.0.0.1:{closed_port}")
     assert told.exit_code == 1
     assert "No gateway answers" in told.output
 

@@ -57,8 +57,8 @@ async def speaks(say: Callable[[asyncio.StreamWriter], None]) -> AsyncIterator[s
 # What is wrong.
 
 
-async def test_a_dead_port(free_port: int) -> None:
-    found = await the(f"http://127.0.0.1:{free_port}")
+async def test_a_dead_port(closed_port: int) -> None:
+    found = await the(f"http://127.0.0.1:{closed_port}")
     assert "Connection refused" in found.wrong
     assert "Does it run, and are host, port" in found.wrong
 
@@ -181,8 +181,8 @@ async def test_a_small_context_is_hinted_at(doubles: Start) -> None:
 # The command.
 
 
-def test_the_command_ends_with_one_if_something_is_wrong(free_port: int) -> None:
-    url = f"http://127.0.0.1:{free_port}"
+def test_the_command_ends_with_one_if_something_is_wrong(closed_port: int) -> None:
+    url = f"http://127.0.0.1:{closed_port}"
     run = CliRunner().invoke(main, ["doctor", "--upstream", url])
     assert run.exit_code == 1
     assert run.output.startswith(f"no  {url}  ")

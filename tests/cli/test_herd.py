@@ -25,9 +25,10 @@ async def run(*arguments: str, columns: str = "160") -> Result:
     return await asyncio.to_thread(invoke)
 
 
-async def test_the_herd_as_a_table(gateway: Serve, doubles: Start, free_port: int) -> None:
+@pytest.mark.usefixtures("hasty_probes")
+async def test_the_herd_as_a_table(gateway: Serve, doubles: Start, closed_port: int) -> None:
     double = await doubles(slots=2)
-    tropilla = await gateway(double, f"http://127.0.0.1:{free_port}", ready=False)
+    tropilla = await gateway(double, f"http://127.0.0.1:{closed_port}", ready=False)
     await tropilla.until(
         lambda: [one.state for one in tropilla.fleet.upstreams] == ["ready", "down"]
     )
@@ -90,10 +91,12 @@ async def test_where_a_request_would_go(gateway: Serve, doubles: Start, tmp_path
     assert "Missing required parameter: 'messages'" in told.output
 
 
-async def test_nobody_there_and_a_wrong_key(gateway: Serve, doubles: Start, free_port: int) -> None:
-    told = await run("herd", "--url", f"127.0.0.1:{free_port}")
+async def test_nobody_there_and_a_wrong_key(
+    gateway: Serve, doubles: Start, closed_port: int
+) -> None:
+    told = await run("herd", "--url", f"127.0.0.1:{closed_port}")
     assert told.exit_code == 1
-    assert f"No gateway answers at http://127.0.0.1:{free_port}" in told.output
+    assert f"No gateway answers at http://127.0.0.1:{closed_port}" in told.output
     tropilla = await gateway(await doubles(), api_keys=("one",))
     told = await run("herd", "--url", tropilla.url, "--api-key", "two")
     assert told.exit_code == 1

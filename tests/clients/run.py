@@ -54,7 +54,7 @@ class Client:
         if not self.is_node:
             return [str(self.home / "bin" / "python"), "-m", f"clients.{self.program}"]
         # Node looks for packages beside the script, not where it is started.
-        for script in (HERE / self.program).glob("*.mjs"):
+        for script in (*HERE.glob("*.mjs"), *(HERE / self.program).glob("*.mjs")):
             shutil.copy(script, self.home)
         return ["node", str(self.home / "main.mjs")]
 

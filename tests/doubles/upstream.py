@@ -31,6 +31,8 @@ class Exchange:
 
     def __init__(self, connection: _Connection, method: str, target: str) -> None:
         self._connection = connection
+        self.server = connection.server
+        """Who was asked."""
         self.number = connection.number
         """How many requests came on its connection before."""
         self.method = method
@@ -118,7 +120,7 @@ class _Connection(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self, server: Double) -> None:
-        self._server = server
+        self.server = server
         self._parser = httptools.HttpRequestParser(self)
         self._writable = asyncio.Event()
         self._writable.set()
@@ -131,8 +133,8 @@ class _Connection(asyncio.Protocol):
         self.transport.set_write_buffer_limits(0)
         sock = self.transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
-        self._server.connections.add(self)
-        self._server.accepted += 1
+        self.server.connections.add(self)
+        self.server.accepted += 1
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -146,7 +148,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._over()
         self._writable.set()
-        self._server.connections.discard(self)
+        self.server.connections.discard(self)
 
     def _over(self) -> None:
         if self.exchange is not None and not self.exchange.gone.is_set():
@@ -186,15 +188,15 @@ class _Connection(asyncio.Protocol):
         method = self._parser.get_method().decode()
         self.exchange = Exchange(self, method, self._target.decode())
         self.exchange.headers, self.exchange.body = self._headers, b"".join(self._body)
-        self._server.take(self.exchange)
+        self.server.take(self.exchange)
         self.number += 1
 
 
 _TOLD = {"/health", "/v1/models", "/props", "/slots"}
 _REFUSED = {"/v1/embeddings", "/v1/rerank", "/infill"}
 """What a probe asks nothing of, to hear whether it is there."""
-_ASIDE = {"/tokenize", "/apply-template"}
-"""What usage is counted with, where an answer tells none; there is none without a script."""
+_ASIDE = {"/tokenize", "/apply-template", "/metrics"}
+"""What usage is counted with, where an answer tells none, and metrics: none without a script."""
 
 
 class Double:

@@ -568,6 +568,7 @@ def test_the_path_of_the_address_is_kept() -> None:
         assert double.paths == ["/completion"]
 
 
+@pytest.mark.usefixtures("hasty_probes")
 def test_a_server_that_is_down() -> None:
     with llama() as double:
         url = double.url

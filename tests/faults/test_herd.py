@@ -10,15 +10,15 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
-from conftest import CHAT, Answer, Serve, Served
+from conftest import CHAT, Answer, Serve, Served, expect_signs, stopped
 from tropilla.config import TINY_MODEL, QueueConfig
 from tropilla.herd.pool import Effect, Pool
-from tropilla.upstream import fleet, probe
+from tropilla.upstream import fleet
 from tropilla.upstream.engine import Engine, EngineOptions
 from tropilla.upstream.fleet import Fleet
 from tropilla.upstream.member import Upstream
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.anyio
 PATH = "/v1/chat/completions"
 
 
-@pytest.fixture
-async def engines() -> AsyncIterator[list[Engine]]:
+@pytest.fixture(scope="module")
+async def herd(anyio_backend: Any) -> AsyncIterator[list[Engine]]:  # noqa: ARG001
     """Four of them, each with two slots."""
     # One thread each: more of them would wait for each other on a busy machine.
     options = EngineOptions(model=TINY_MODEL, alias="m", slots=2, threads=1)
@@ -38,6 +38,28 @@ async def engines() -> AsyncIterator[list[Engine]]:
     await asyncio.gather(*(one.start() for one in herd))
     yield herd
     await asyncio.gather(*(one.stop() for one in herd))
+
+
+@pytest.fixture
+async def engines(herd: list[Engine]) -> AsyncIterator[list[Engine]]:
+    """All four, alive; whom a test has killed serves again after it."""
+    yield herd
+    await asyncio.gather(*(one.start() for one in herd if one.pid is None))
+
+
+async def kill(engine: Engine) -> None:
+    """End one as the kernel would; `start` has it serve again where it was."""
+    assert engine.pid is not None
+    assert engine._child is not None
+    os.kill(engine.pid, signal.SIGKILL)
+    await engine._child.death()
+    engine._remove_files()
+
+
+def look_again(tropilla: Served) -> None:
+    """Have the gateway find out now, and not after two seconds, who is there."""
+    for upstream in tropilla.fleet.upstreams:
+        upstream.recheck.set()
 
 
 async def ask(tropilla: Served, number: int, *, tokens: int = 60) -> Answer:
@@ -70,8 +92,7 @@ async def test_a_killed_engine_loses_no_answer(gateway: Serve, engines: list[Eng
     asked = [asyncio.create_task(ask(tropilla, number)) for number in range(40)]
     victim = tropilla.fleet.upstreams[1]
     await tropilla.has(lambda: victim.leases == 2)
-    assert engines[1].pid is not None
-    os.kill(engines[1].pid, signal.SIGKILL)
+    await kill(engines[1])
     outcomes = Counter([outcome(await one) for one in asked])
     assert outcomes["whole"] == 20
     assert outcomes["streamed"] + outcomes["told"] == 20
@@ -88,33 +109,21 @@ async def test_without_retries_a_killed_engine_takes_answers_along(
     asked = [asyncio.create_task(ask(tropilla, number, tokens=300)) for number in whole]
     victim = tropilla.fleet.upstreams[1]
     await tropilla.has(lambda: victim.leases == 2)
-    assert engines[1].pid is not None
-    os.kill(engines[1].pid, signal.SIGKILL)
+    await kill(engines[1])
     outcomes = Counter([outcome(await one) for one in asked])
     assert outcomes["whole"] == 14
-
-
-@contextmanager
-def stopped(pid: int | None) -> Iterator[None]:
-    """Meanwhile a process stands still."""
-    assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 async def test_an_engine_that_stands_still_is_passed_over(
     gateway: Serve, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_LIFE_SECONDS", 0.5)
     tropilla = await gateway(*(one.address for one in engines))
     upstream = tropilla.fleet.upstreams[2]
+    expect_signs(upstream, 0.5, monkeypatch)
     # Some are in the middle of their answers there, others are given to it later.
     asked = [asyncio.create_task(ask(tropilla, number, tokens=300)) for number in range(24)]
     await tropilla.has(lambda: upstream.leases == 2)
-    with stopped(engines[2].pid):
+    with stopped(engines[2]):
         assert Counter([outcome(await one) for one in asked]) == {"whole": 12, "streamed": 12}
         assert upstream.state != "ready"
     await tropilla.until(lambda: upstream.state == "ready")
@@ -126,25 +135,18 @@ async def test_without_signs_of_life_an_engine_that_stands_still_holds_what_it_h
     tropilla = await gateway(*(one.address for one in engines))
     monkeypatch.setattr(Fleet, "_failed", lambda *_: None)
     monkeypatch.setattr(fleet, "_DEAD_PROBES", 10**9)
-    with stopped(engines[2].pid):
+    with stopped(engines[2]):
         asked = [asyncio.create_task(ask(tropilla, number)) for number in range(24)]
         await tropilla.has(lambda: sum(one.done() for one in asked) == 22)
         assert tropilla.fleet.upstreams[2].leases == 2
     assert Counter([outcome(await one) for one in asked]) == {"whole": 12, "streamed": 12}
 
 
-async def kill(engine: Engine) -> None:
-    """End one as the kernel would; `start` has it serve again where it was."""
-    assert engine.pid is not None
-    assert engine._child is not None
-    os.kill(engine.pid, signal.SIGKILL)
-    await engine._child.death()
-    engine._remove_files()
-
-
+@pytest.mark.usefixtures("hasty_probes")
 async def test_all_of_them_down_is_told_and_passes(gateway: Serve, engines: list[Engine]) -> None:
     tropilla = await gateway(*(one.address for one in engines))
     await asyncio.gather(*map(kill, engines))
+    look_again(tropilla)
     await tropilla.until(lambda: all(one.state == "down" for one in tropilla.fleet.upstreams))
     answer = await ask(tropilla, 1)
     assert (answer.status, answer.error["code"]) == (503, "no_upstream")
@@ -160,6 +162,7 @@ async def test_without_giving_up_who_asks_the_dead_waits(
     monkeypatch.setattr(fleet, "_HOPEFUL_TRIES", 10**9)
     tropilla = await gateway(*(one.address for one in engines))
     await asyncio.gather(*map(kill, engines))
+    look_again(tropilla)
     await tropilla.until(lambda: all(one.state == "starting" for one in tropilla.fleet.upstreams))
     asked = asyncio.create_task(ask(tropilla, 1))
     await tropilla.has(lambda: tropilla.fleet.pool.waiting == 1)
@@ -204,10 +207,14 @@ async def test_what_is_too_much_is_refused(
 ) -> None:
     queue = QueueConfig(size=4 if bounded else 1000)
     tropilla = await gateway(*(one.address for one in engines[:2]), queue=queue)
-    # 4 slots, and a queue of 4: the long ones hold the slots until all the others are there.
-    held = [asyncio.create_task(ask(tropilla, 1, tokens=1500)) for _ in range(4)]
-    await tropilla.has(lambda: sum(one.leases for one in tropilla.fleet.upstreams) == 4)
-    asked = [asyncio.create_task(ask(tropilla, number)) for number in range(24)]
+    # 4 slots, and a queue of 4: none becomes free until all are there.
+    with stopped(engines[0]), stopped(engines[1]):
+        held = [asyncio.create_task(ask(tropilla, 1)) for _ in range(4)]
+        await tropilla.has(lambda: sum(one.leases for one in tropilla.fleet.upstreams) == 4)
+        asked = [asyncio.create_task(ask(tropilla, number)) for number in range(24)]
+        await tropilla.has(
+            lambda: tropilla.fleet.pool.waiting + sum(one.done() for one in asked) == 24
+        )
     outcomes = Counter([outcome(await one)[:3] for one in asked])
     assert outcomes["503"] == (20 if bounded else 0)
     assert outcomes["who"] + outcomes["str"] == (4 if bounded else 24)
@@ -224,21 +231,19 @@ async def test_a_key_that_floods_does_not_keep_the_others_waiting(
     tropilla = await gateway(engines[0].address, api_keys=keys)
     pool, served = tropilla.fleet.pool, list[str]()
 
-    async def asks(key: str, tokens: int) -> None:
-        body = CHAT | {"max_tokens": tokens, "ignore_eos": True}
+    async def asks(key: str) -> None:
+        body = CHAT | {"max_tokens": 8, "ignore_eos": True}
         shown = {"authorization": f"Bearer {key}"}
         assert (await tropilla.ask("POST", PATH, body, shown)).status == 200
         served.append(key)
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(2):
-            group.create_task(asks("flood", 1500))
-        await tropilla.has(lambda: tropilla.fleet.upstreams[0].leases == 2)
-        for _ in range(48):
-            group.create_task(asks("flood", 50))
-        await tropilla.has(lambda: pool.waiting == 48)
-        group.create_task(asks("other", 50))
-        await tropilla.has(lambda: pool.waiting == 49)
+        with stopped(engines[0]):
+            for _ in range(50):
+                group.create_task(asks("flood"))
+            await tropilla.has(lambda: pool.waiting == 48)
+            group.create_task(asks("other"))
+            await tropilla.has(lambda: pool.waiting == 49)
     # It has the first slot that becomes free; of those before it, two had theirs.
     assert (served.index("other") < 10) == turns
 
@@ -286,11 +291,12 @@ async def test_without_release_whoever_leaves_keeps_a_slot(
         return []
 
     monkeypatch.setattr(Pool, "on_cancel", keeps)
-    tropilla = await gateway(*(one.address for one in engines[:2]))
-    raw = await tropilla.connect()
-    await raw.post("/v1/chat/completions", CHAT | {"max_tokens": 1000, "ignore_eos": True})
-    upstreams = tropilla.fleet.upstreams
-    await tropilla.has(lambda: any(one.leases for one in upstreams))
-    raw.leave()
-    await tropilla.has(lambda: not any(one.leases for one in upstreams))
+    tropilla = await gateway(engines[0].address)
+    (upstream,) = tropilla.fleet.upstreams
+    with stopped(engines[0]):
+        raw = await tropilla.connect()
+        await raw.post("/v1/chat/completions", CHAT)
+        await tropilla.has(lambda: upstream.leases > 0)
+        raw.leave()
+        await tropilla.has(lambda: upstream.leases == 0)
     assert tropilla.fleet.pool._held

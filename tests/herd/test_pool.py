@@ -811,6 +811,6 @@ class MoreLeases(Herd):
         super().do(effects)
 
 
-HOW = settings(derandomize=True, deadline=None, database=None, max_examples=250)
+HOW = settings(max_examples=250)
 TestAnyOrder = MoreLeases.TestCase
 TestAnyOrder.settings = HOW

@@ -202,12 +202,12 @@ def test_a_token_that_is_refused(there: Hub, monkeypatch: pytest.MonkeyPatch) ->
     assert "wait until that is granted" in cli("pull", REPO).output
 
 
-def test_offline(there: Hub, monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
+def test_offline(there: Hub, monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "HF_HUB_OFFLINE" in cli("pull", REPO).output
     assert not there.asked
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port}")
     assert "cannot be reached" in cli("pull", REPO).output
     monkeypatch.setenv("HF_ENDPOINT", "file:///etc")
     assert "is no address" in cli("pull", REPO).output

@@ -32,6 +32,7 @@ async def test_all_is_well(gateway: Serve, double: Double) -> None:
     assert told["store"] is told["spool"] is told["valkey"] is None
 
 
+@pytest.mark.usefixtures("hasty_probes")
 async def test_nobody_is_there(gateway: Serve, double: Double) -> None:
     await double.stop()
     tropilla = await gateway(double, ready=False)
@@ -46,6 +47,7 @@ async def test_nobody_is_there(gateway: Serve, double: Double) -> None:
     assert (await tropilla.ask("GET", "/health/live")).status == 200
 
 
+@pytest.mark.usefixtures("hasty_probes")
 async def test_one_of_two_is_there(gateway: Serve, doubles: Start) -> None:
     one, two = await doubles(), await doubles()
     await two.stop()

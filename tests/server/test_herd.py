@@ -15,12 +15,13 @@ pytestmark = pytest.mark.anyio
 PATH = "/v1/chat/completions"
 
 
+@pytest.mark.usefixtures("hasty_probes")
 async def test_who_is_there_and_what_they_do(
-    gateway: Serve, doubles: Start, free_port: int
+    gateway: Serve, doubles: Start, closed_port: int
 ) -> None:
     busy, other = await doubles(slots=1), await doubles("x", slots=4)
     other.busy = 3
-    tropilla = await gateway(busy, other, f"http://127.0.0.1:{free_port}", ready=False)
+    tropilla = await gateway(busy, other, f"http://127.0.0.1:{closed_port}", ready=False)
     await tropilla.until(
         lambda: [one.state for one in tropilla.fleet.upstreams] == ["ready", "ready", "down"]
     )

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from conftest import CHAT, Raw, Serve, Start, report
+from conftest import CHAT, Raw, Serve, Start, report, stopped
 from doubles.upstream import DEADLINE, Double, Exchange, chunk, streams, told
+from tropilla.upstream.engine import Engine
 from tropilla.upstream.http import Link
 from tropilla.upstream.lean import Client
 
@@ -228,19 +229,19 @@ async def busy(engine: Link) -> bool:
 @FORMS
 @pytest.mark.parametrize("path", [PATH, "/v1/completions"])
 async def test_the_real_engine_stops(
-    gateway: Serve, engine: str, *, stream: bool, path: str
+    gateway: Serve, real_engine: Engine, *, stream: bool, path: str
 ) -> None:
-    tropilla = await gateway(engine)
-    link = Link(engine)
+    tropilla = await gateway(real_engine.address)
+    link = Link(real_engine.address)
     fields = {"prompt": "Once"} if path != PATH else {}
     raw = await asks(tropilla, path, stream=stream, max_tokens=1_000_000, ignore_eos=True, **fields)
     async with asyncio.timeout(DEADLINE):
         while not await busy(link):
             assert not raw.reader.at_eof()
-        if stream:
-            await raw.see(b"data: ")
+        with stopped(real_engine):
+            raw.leave()
+            await tropilla.has(lambda: tropilla.fleet.upstreams[0].leases == 0)
         began = time.perf_counter()
-        raw.leave()
         while await busy(link):
             pass
     report(f"the engine is free: {(time.perf_counter() - began) * 1000:.1f} ms, {path}, {stream=}")

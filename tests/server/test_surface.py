@@ -114,8 +114,9 @@ async def test_health_while_a_model_loads(gateway: Serve, double: Double) -> Non
     assert answer.headers["retry-after"] == "1"
 
 
-async def test_health_with_nobody_there(gateway: Serve, free_port: int) -> None:
-    tropilla = await gateway(f"http://127.0.0.1:{free_port}", ready=False)
+@pytest.mark.usefixtures("hasty_probes")
+async def test_health_with_nobody_there(gateway: Serve, closed_port: int) -> None:
+    tropilla = await gateway(f"http://127.0.0.1:{closed_port}", ready=False)
     assert (await tropilla.ask("GET", "/health")).json["status"] == "loading"
     await tropilla.until(lambda: tropilla.fleet.state() == "down")
     answer = await tropilla.ask("GET", "/health")

@@ -337,8 +337,9 @@ async def test_a_model_that_loads_is_waited_for(gateway: Serve, doubles: Start) 
     assert (await asked).status == 200
 
 
-async def test_nobody_there_is_told_with_the_address(gateway: Serve, free_port: int) -> None:
-    address = f"http://127.0.0.1:{free_port}"
+@pytest.mark.usefixtures("hasty_probes")
+async def test_nobody_there_is_told_with_the_address(gateway: Serve, closed_port: int) -> None:
+    address = f"http://127.0.0.1:{closed_port}"
     tropilla = await gateway(address, ready=False)
     for stream in (False, True):
         answer = await tropilla.chat(stream=stream)
@@ -348,6 +349,7 @@ async def test_nobody_there_is_told_with_the_address(gateway: Serve, free_port: 
         assert answer.headers["retry-after"] == "2"
 
 
+@pytest.mark.usefixtures("hasty_probes")
 async def test_what_is_no_llama_server_is_told(gateway: Serve, double: Double) -> None:
     for path in ("/health", "/v1/models", "/models", "/props", "/model.json"):
         double.on(path, answers(404, b"<html>", "text/html"))
@@ -357,6 +359,7 @@ async def test_what_is_no_llama_server_is_told(gateway: Serve, double: Double) -
     assert "not as a llama.cpp server does" in answer.error["message"]
 
 
+@pytest.mark.usefixtures("hasty_probes")
 async def test_a_key_that_is_wanted_is_told(gateway: Serve, double: Double) -> None:
     double.on("/v1/models", answers(401, b"{}"))
     tropilla = await gateway(double, ready=False)
@@ -365,6 +368,7 @@ async def test_a_key_that_is_wanted_is_told(gateway: Serve, double: Double) -> N
     assert "--upstream-api-key" in answer.error["message"]
 
 
+@pytest.mark.usefixtures("hasty_probes")
 async def test_a_server_that_goes_is_done_without_and_one_that_returns_is_used(
     gateway: Serve, doubles: Start
 ) -> None:

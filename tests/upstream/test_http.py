@@ -184,11 +184,12 @@ async def test_cancelling_a_question_closes_its_connection(double: Double, link:
         await asked
 
 
-async def test_nobody_there(free_port: int, links: Links) -> None:
-    link = links(f"http://127.0.0.1:{free_port}")
+async def test_nobody_there(closed_port: int, links: Links) -> None:
+    url = f"http://127.0.0.1:{closed_port}"
+    link = links(url)
     problem = await failure(link)
     assert (problem.kind, problem.retryable, problem.retry_after) == ("unavailable", True, 1)
-    assert f"http://127.0.0.1:{free_port} cannot be reached: Connection refused" in problem.message
+    assert f"{url} cannot be reached: Connection refused" in problem.message
 
 
 async def test_a_host_without_an_address(monkeypatch: pytest.MonkeyPatch, links: Links) -> None:
@@ -300,7 +301,7 @@ async def test_finish_waits_for_the_end_but_not_for_ever(
 
 
 async def test_a_password_is_sent_and_never_shown(
-    double: Double, free_port: int, links: Links
+    double: Double, closed_port: int, links: Links
 ) -> None:
     link = links(double.url.replace("http://", "http://me:s%40cret@") + "/base")
     assert link.url == f"{double.url}/base"
@@ -308,7 +309,7 @@ async def test_a_password_is_sent_and_never_shown(
     await link.ask("GET", "/x")
     sent = double.requests[0].headers["authorization"]
     assert base64.b64decode(sent.removeprefix("Basic ")) == b"me:s@cret"
-    link = links(f"http://me:secret@127.0.0.1:{free_port}")
+    link = links(f"http://me:secret@127.0.0.1:{closed_port}")
     assert "secret" not in (await failure(link)).message
 
 

@@ -302,9 +302,9 @@ def resolves(monkeypatch: pytest.MonkeyPatch, *places: tuple[str, int]) -> None:
 
 
 async def test_every_address_is_tried(
-    double: Double, free_port: int, monkeypatch: pytest.MonkeyPatch
+    double: Double, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resolves(monkeypatch, ("127.0.0.1", free_port), ("127.0.0.1", double.port))
+    resolves(monkeypatch, ("127.0.0.1", closed_port), ("127.0.0.1", double.port))
     double.on("/x", answers(200, b"here"))
     link = Link("http://two.example")
     assert await link.ask("GET", "/x") == (200, b"here")

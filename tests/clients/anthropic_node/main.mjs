@@ -1,8 +1,9 @@
 // What a program that uses `@anthropic-ai/sdk` expects: run by ../run.py.
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
 
 import Anthropic from "@anthropic-ai/sdk";
+
+import { tellAll } from "./telling.mjs";
 
 const {
   TROPILLA_ROOT: baseURL, TROPILLA_KEY: apiKey, TROPILLA_MODEL: model, TROPILLA_ALIAS: alias,
@@ -205,18 +206,4 @@ const groups = {
   },
 };
 
-const installed = new URL("./node_modules/@anthropic-ai/sdk/package.json", import.meta.url);
-console.log(`version ${JSON.parse(readFileSync(installed, "utf8")).version}`);
-for (const [group, checks] of Object.entries(groups)) {
-  for (const [name, check] of Object.entries(checks)) {
-    try {
-      await check();
-      console.log(`ok ${group}: ${name}`);
-    } catch (error) {
-      process.exitCode = 1;
-      const place = /main\.mjs:(\d+)/.exec(error.stack ?? "")?.[1] ?? "?";
-      const why = `${error.name} ${error.message}`.replace(/\s+/g, " ").slice(0, 300);
-      console.log(`FAIL ${group}: ${name}: line ${place}: ${why}`);
-    }
-  }
-}
+await tellAll("@anthropic-ai/sdk", groups);

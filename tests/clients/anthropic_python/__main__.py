@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -12,6 +11,8 @@ from itertools import count
 from typing import Any
 
 import anthropic  # type: ignore[import-not-found]  # it has an environment of its own
+
+from clients.telling import tell_all
 
 ROOT = os.environ["TROPILLA_ROOT"]
 FLAKY = os.environ["TROPILLA_FLAKY"].removesuffix("/v1")
@@ -413,28 +414,5 @@ def a_stream_that_is_left(client: Any) -> None:
     assert client.messages.create(**SHORT).content
 
 
-def run_all() -> int:
-    """Do every check, and tell of each."""
-    say = sys.stdout.write
-    say(f"version {version('anthropic')}\n")
-    failures = 0
-    for group, one in CHECKS:
-        name = f"{group}: {one.__name__.replace('_', ' ')}"
-        try:
-            one(connect())
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others are tried too
-            failures += 1
-            trace = error.__traceback__
-            while trace and trace.tb_next and trace.tb_next.tb_frame.f_code.co_filename == __file__:
-                trace = trace.tb_next
-            place = f"line {trace.tb_lineno}" if trace else "?"
-            why = " ".join(str(error).split())[:300]
-            say(f"FAIL {name}: {place}: {type(error).__name__} {why}\n")
-        else:
-            say(f"ok {name}\n")
-        sys.stdout.flush()
-    return 1 if failures else 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(run_all())
+    raise SystemExit(tell_all(version("anthropic"), CHECKS, connect))

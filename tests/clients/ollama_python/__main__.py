@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -15,6 +14,8 @@ from ollama import (  # type: ignore[import-not-found]  # it has an environment 
     Client,
     ResponseError,
 )
+
+from clients.telling import tell_all
 
 ROOT = os.environ["TROPILLA_ROOT"]
 CLOSED = os.environ["TROPILLA_CLOSED"].removesuffix("/v1")
@@ -409,27 +410,7 @@ def a_stream_that_is_left(client: Client) -> None:
     assert client.chat(MODEL, HELLO, options=SHORT).done
 
 
-def run_all() -> int:
-    """Do every check, and tell of each."""
-    say = sys.stdout.write
-    say(f"version {version('ollama')}\n")
-    failures = 0
-    for group, one in CHECKS:
-        name = f"{group}: {one.__name__.replace('_', ' ')}"
-        try:
-            one(Client(ROOT, headers=HEADERS, timeout=30))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others are tried too
-            failures += 1
-            trace = error.__traceback__
-            while trace and trace.tb_next and trace.tb_next.tb_frame.f_code.co_filename == __file__:
-                trace = trace.tb_next
-            place = f"line {trace.tb_lineno}" if trace else "?"
-            say(f"FAIL {name}: {place}: {type(error).__name__} {str(error)[:300]}\n")
-        else:
-            say(f"ok {name}\n")
-        sys.stdout.flush()
-    return 1 if failures else 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(run_all())
+    raise SystemExit(
+        tell_all(version("ollama"), CHECKS, lambda: Client(ROOT, headers=HEADERS, timeout=30))
+    )

@@ -1,4 +1,4 @@
-// How a check is told, and what all of them need.
+// What all checks need.
 import assert from "node:assert/strict";
 
 import OpenAI from "openai";
@@ -53,22 +53,4 @@ export async function refused(ask, kind, told, says = "") {
     if (error.status) assert.ok(error.requestID);
     return true;
   });
-}
-
-/** Do the checks of every group, and tell of each. */
-export async function runAll(version, groups) {
-  console.log(`version ${version}`);
-  for (const [group, checks] of Object.entries(groups)) {
-    for (const [name, check] of Object.entries(checks)) {
-      try {
-        await check();
-        console.log(`ok ${group}: ${name}`);
-      } catch (error) {
-        process.exitCode = 1;
-        const place = new RegExp(`${group}\\.mjs:(\\d+)`).exec(error.stack ?? "")?.[1] ?? "?";
-        const why = `${error.name} ${error.message}`.replace(/\s+/g, " ").slice(0, 300);
-        console.log(`FAIL ${group}: ${name}: line ${place}: ${why}`);
-      }
-    }
-  }
 }

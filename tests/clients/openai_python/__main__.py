@@ -13,7 +13,8 @@ from clients.openai_python import (  # noqa: F401 - their checks are what is run
     tools,
     transport,
 )
-from clients.openai_python.harness import run_all
+from clients.openai_python.harness import CHECKS, connect
+from clients.telling import tell_all
 
 if __name__ == "__main__":
-    raise SystemExit(run_all(openai.__version__))
+    raise SystemExit(tell_all(openai.__version__, CHECKS, connect))

@@ -1,9 +1,8 @@
-"""How a check is written and told, and what all of them need."""
+"""How a check is written, and what all of them need."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,12 +20,12 @@ MAX_BODY = int(os.environ["TROPILLA_MAX_BODY"])
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello!"}]
 
 Check = Callable[[OpenAI], None]
-CHECKS: list[Check] = []
+CHECKS: list[tuple[str, Check]] = []
 
 
 def check(function: Check) -> Check:
     """A check; its module is its group."""
-    CHECKS.append(function)
+    CHECKS.append((function.__module__.rpartition(".")[2], function))
     return function
 
 
@@ -93,29 +92,3 @@ def is_one_answer(chunks: list[ChatCompletionChunk], choices: int = 1) -> None:
         assert mine[-1].finish_reason in {"stop", "length"}
         assert not mine[-1].delta.content
         assert text_of(chunks, index)
-
-
-def run_all(version: str) -> int:
-    """Do every check, and tell of each."""
-    say = sys.stdout.write
-    say(f"version {version}\n")
-    failures = 0
-    for one in CHECKS:
-        name = f"{one.__module__.rpartition('.')[2]}: {one.__name__.replace('_', ' ')}"
-        try:
-            one(connect())
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others are tried too
-            failures += 1
-            trace = error.__traceback__
-            here = one.__code__.co_filename
-            while trace and trace.tb_next and trace.tb_next.tb_frame.f_code.co_filename == here:
-                trace = trace.tb_next
-            if trace and trace.tb_next and trace.tb_frame.f_code.co_filename != here:
-                trace = trace.tb_next
-            place = f"line {trace.tb_lineno}" if trace else "?"
-            why = " ".join(str(error).split())[:300]
-            say(f"FAIL {name}: {place}: {type(error).__name__} {why}\n")
-        else:
-            say(f"ok {name}\n")
-        sys.stdout.flush()
-    return 1 if failures else 0

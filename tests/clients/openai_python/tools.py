@@ -88,6 +88,7 @@ def one_at_a_time(client: OpenAI) -> None:
         tools=[WEATHER, NOW],
         tool_choice="required",
         parallel_tool_calls=False,
+        temperature=0,
         max_tokens=LONGEST,
     )
     assert len(got.choices[0].message.tool_calls or ()) == 1

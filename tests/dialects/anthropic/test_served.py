@@ -326,6 +326,7 @@ async def test_an_error_in_the_middle(gateway: Serve, double: Double) -> None:
 
 
 @FORMS
+@pytest.mark.usefixtures("hasty_probes")
 async def test_nobody_is_there_is_overloaded(
     gateway: Serve, double: Double, *, stream: bool
 ) -> None:

@@ -147,8 +147,9 @@ async def test_a_model_is_shown_by_either_field(gateway: Serve, engine: str) -> 
         assert (await tropilla.ask("POST", "/api/show", body)).status == status
 
 
-async def test_what_is_loaded(gateway: Serve, double: Double, free_port: int) -> None:
-    down = UpstreamConfig(url=f"http://127.0.0.1:{free_port}")
+@pytest.mark.usefixtures("hasty_probes")
+async def test_what_is_loaded(gateway: Serve, double: Double, closed_port: int) -> None:
+    down = UpstreamConfig(url=f"http://127.0.0.1:{closed_port}")
     models = {
         "m": ModelConfig(upstreams=(UpstreamConfig(url=double.url),)),
         "down": ModelConfig(upstreams=(down,)),
