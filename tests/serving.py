@@ -41,11 +41,13 @@ def serving(
             process.kill()
 
 
-def ask(address: str, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+def ask(
+    address: str, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(address, timeout=DEADLINE)
     try:
         data = None if body is None else msgspec.json.encode(body)
-        connection.request(method, path, data, {"Authorization": "Bearer k"})
+        connection.request(method, path, data, {"Authorization": "Bearer k", **(headers or {})})
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:

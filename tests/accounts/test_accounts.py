@@ -8,8 +8,10 @@ import io
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from click.testing import CliRunner
 
 from conftest import CHAT, Serve, Served
 from doubles.upstream import Double, breaks, chunk, native_told, streams, told
-from serving import DEADLINE, POSIX, ask
+from serving import DEADLINE, POSIX, ask, serving
 from tropilla.accounts import usage
 from tropilla.accounts.store import StoreError
 from tropilla.cli import main
@@ -332,3 +334,29 @@ def test_a_gateway_that_was_told_of_no_store_serves_without(tmp_path: Path) -> N
         assert asyncio.run(Accounts.open(Config(accounts=AccountsConfig(store="none")))) is None
     finally:
         os.environ["XDG_STATE_HOME"] = os_state
+
+
+@POSIX
+@pytest.mark.parametrize("named", [False, True])
+def test_what_was_said_is_on_a_disk_only_where_a_store_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, named: bool
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    path = tmp_path / "tropilla" / "accounts.db"
+    settings = tmp_path / "tropilla.yaml"
+    settings.write_text(f"accounts: {{store: 'sqlite:///{path}'}}" if named else "{}")
+    body = {"model": "tropilla-tiny", "input": "A secret.", "max_output_tokens": 16}
+    with serving("--config", str(settings)) as (process, address, _):
+        for number in range(2):
+            status, told = ask(address, "POST", "/v1/responses", body, {"Idempotency-Key": "one"})
+            assert status == 200, number
+        id_ = msgspec.json.decode(told)["id"]
+        assert ask(address, "GET", f"/v1/responses/{id_}")[0] == 200
+        process.terminate()
+        process.wait(DEADLINE)
+    with closing(sqlite3.connect(path)) as store:
+        counts = [
+            store.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("requests", "responses", "repeats")
+        ]
+    assert counts == [1, int(named), int(named)]

@@ -206,8 +206,8 @@ class ResponsesConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept of the Responses API, so that a conversation can go on by an id."""
 
     store: KeptUrl = "auto"
-    """`auto` is the store of the accounts, and `memory` where none are kept, which ends with the
-    gateway; or a store of its own: sqlite:///PATH, postgresql://USER@HOST/NAME."""
+    """`auto` is the store that `accounts.store` names, and where it names none `memory`, which ends
+    with the gateway; or a store of its own: sqlite:///PATH, postgresql://USER@HOST/NAME."""
     ttl: Annotated[float, Meta(gt=0, le=315_360_000)] = 2_592_000.0
     """Seconds after its last use when a response is forgotten; 30 days."""
     max_bytes: Annotated[int, Meta(ge=0, le=2**50)] = 64 * 1024 * 1024

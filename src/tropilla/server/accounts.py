@@ -60,6 +60,8 @@ class Accounts:
         """The keys in the store."""
         self.repeats = Shelf(store, config.repeats)
         """The answers that may be said again."""
+        self.keeps = config.accounts.store != AUTO
+        """Whether what was said may be kept there, too: nobody has it on a disk without a word."""
         self.spent: Spending = ()
         """What was spent by keys and teams, as it was read last."""
         self.stored: Sequence[Stored] = ()

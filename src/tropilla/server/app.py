@@ -142,10 +142,10 @@ class Gateway:
             if (versions := dialects.versions(dialects.named(name))) is not None
         ]
         self._memory = Later(memory)
-        self._responses = Responses(
-            config.responses, None if accounts is None else accounts.store, self._memory
-        )
-        shelf = Shelf(self._memory, config.repeats) if accounts is None else accounts.repeats
+        kept = accounts if accounts is not None and accounts.keeps else None
+        store = None if kept is None else kept.store
+        self._responses = Responses(config.responses, store, self._memory)
+        shelf = Shelf(self._memory, config.repeats) if kept is None else kept.repeats
         self._repeats = Repeats(config, shelf)
         self._since = int(time.time())
         self._draining = False
