@@ -9,10 +9,10 @@ from __future__ import annotations
 from base64 import b64encode
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-from hypothesis import Phase, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from dialects.afs.asked import requests as afs_requests
@@ -44,6 +44,8 @@ from tropilla.ir import (
     Usage,
 )
 
+Made = TypeVar("Made")
+
 
 def law(examples: int = 60) -> settings:
     """A law that fails, fails for everybody: conftest.py has the same examples made everywhere."""
@@ -52,6 +54,19 @@ def law(examples: int = 60) -> settings:
         report_multiple_bugs=False,
         phases=(Phase.generate, Phase.shrink),
     )
+
+
+def made(strategy: st.SearchStrategy[Made], examples: int = 100) -> list[Made]:
+    """So many examples, outside of a test: for what is dear to make, and much the same."""
+    found = list[Made]()
+
+    @given(strategy)
+    @law(examples)
+    def make(one: Made) -> None:
+        found.append(one)
+
+    make()
+    return found
 
 
 class Carries(NamedTuple):
