@@ -22,11 +22,12 @@ from tropilla.accounts import usage
 from tropilla.accounts.ledger import _ADD, _INSERT, COLUMNS, Ledger, Row, sums
 from tropilla.accounts.limits import Amount, Hold, Scope, Spending, cap
 from tropilla.accounts.meters.valkey import Shared
+from tropilla.accounts.repeats import Name, Result, Shelf
 from tropilla.accounts.spool import Spool
 from tropilla.accounts.store import Store, open_store
 from tropilla.accounts.stored import Keeper, Kept
 from tropilla.accounts.valkey import Valkey
-from tropilla.config import BudgetConfig, LimitsConfig, ResponsesConfig
+from tropilla.config import BudgetConfig, LimitsConfig, RepeatsConfig, ResponsesConfig
 from tropilla.ir import JsonObject
 from tropilla.record import Record
 
@@ -47,6 +48,7 @@ async def main() -> None:
         try:
             await _row(store, Path(folder))
             await _responses(store, "SQLite")
+            await _repeats(store, "SQLite")
             await _question(store)
         finally:
             await store.close()
@@ -54,6 +56,7 @@ async def main() -> None:
         with databases.postgres() as postgres:
             store = await open_store(postgres.database())
             await _responses(store, "PostgreSQL")
+            await _repeats(store, "PostgreSQL")
             await store.close()
     if databases.valkey_bin() is not None:
         with databases.valkey() as server:
@@ -123,6 +126,29 @@ async def _responses(store: Store, name: str) -> None:
         best = min(best, time.perf_counter() - began)
         assert (len(led), missing) == (_TURNS, None)  # noqa: S101 - all is there
     _tell(best * 1e3, "ms", f"a conversation of {_TURNS} such responses gone on from")
+
+
+async def _repeats(store: Store, name: str) -> None:
+    """A request under a key of its own, and one that is said again."""
+    shelf = Shelf(store, RepeatsConfig(max_bytes=TIMES * 4096))
+    result = Result(
+        status=200, content_type="text/event-stream", headers={}, body=b"x" * 4096, streamed=True,
+        request="req_1", model="m",
+    )  # fmt: skip
+    once, again = [], []
+    for number in range(TIMES * 2):
+        key = Name("key", str(number))
+        began = time.perf_counter()
+        assert await shelf.claim(key, "mark", "token", 0.0) is None  # noqa: S101 - it is new
+        await shelf.keep(key, "token", result)
+        done = time.perf_counter()
+        assert await shelf.claim(key, "mark", "token", 0.0) is not None  # noqa: S101 - it is kept
+        once.append(done - began)
+        again.append(time.perf_counter() - done)
+    once.sort()
+    _tell(once[TIMES] * 1e3, "ms", f"a request with an Idempotency-Key, 4 kB kept in {name}")
+    _tell(once[-1] * 1e3, "ms", "the longest, where old ones had to go")
+    _tell(sorted(again)[TIMES] * 1e3, "ms", "the same said again: until its answer is there")
 
 
 def _rows(first: int) -> Iterator[Row]:
