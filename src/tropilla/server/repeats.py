@@ -41,6 +41,7 @@ _LOOK_SECONDS = 0.1
 """How often it is asked whether another gateway has ended."""
 _RETRY_SECONDS = 1.0
 _LAST_SECONDS = 2.0
+_SELDOM_SECONDS = 10.0
 _OWN_TIMES = "-ms"
 """How the names of headers end that tell times: an answer that is said again has others."""
 _AWAY = Problem(
@@ -77,6 +78,7 @@ class Repeats:
         """Bytes of answers that wait for the store to take them."""
         self._held = 0
         """Bytes of the bodies of those that wait."""
+        self._failed = log.Seldom(_SELDOM_SECONDS)
         self._ending = False
         self.reload(config)
 
@@ -129,7 +131,10 @@ class Repeats:
             found = await self._claimed(one)
         except StoreError as error:
             self._end(one)
-            log.error("repeats.failed", "No answer can be looked up: {why}", why=str(error))
+            self._failed.add()
+            if times := self._failed.due(time.monotonic()):
+                text = "No answer can be looked up ({times} times since it was told last): {why}"
+                log.error("repeats.failed", text, times=times, why=str(error))
             raise ProblemError(_AWAY) from None
         except BaseException:
             self._end(one)
@@ -189,7 +194,8 @@ class Repeats:
         try:
             kept = await self._shelf.keep(one.name, one.token, result)
         except StoreError as error:
-            self._log_waiting(error)
+            text = "An answer that is to be kept waits for the store: {why}"
+            log.error("repeats.waiting", text, why=str(error))
         else:
             one.settled = True
             if not kept:
@@ -203,10 +209,6 @@ class Repeats:
                 return
         one.result = result
         one.over.set()
-
-    def _log_waiting(self, error: StoreError) -> None:
-        text = "An answer that is to be kept waits for the store: {why}"
-        log.error("repeats.waiting", text, why=str(error))
 
     async def end(self, one: _Open, *, wait: bool) -> None:
         """It is over: others have its answer, or may do it.
