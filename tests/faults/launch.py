@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from tropilla.accounts.ledger import Ledger
+from tropilla.accounts.repeats import Name, Result, Shelf
 from tropilla.accounts.store import Statement
 from tropilla.accounts.store.sqlite import Sqlite
 from tropilla.cli import main
@@ -24,6 +25,7 @@ from tropilla.exchanges.failover import Joint
 from tropilla.herd.pool import Pool, Rules
 from tropilla.ir import Event, Failed
 from tropilla.record import Record
+from tropilla.server import repeats
 from tropilla.server.http import Connection
 from tropilla.upstream import fleet
 from tropilla.upstream.fleet import Fleet
@@ -145,6 +147,25 @@ def sums() -> None:
     put(Sqlite, "write", apart)
 
 
+def keeping() -> None:
+    """Nobody waits until an answer that may be said again is kept."""
+    keep = Shelf.keep
+
+    async def later(self: Shelf, name: Name, token: str, result: Result) -> bool:
+        asyncio.get_running_loop().call_later(
+            0.05, lambda: asyncio.ensure_future(keep(self, name, token, result))
+        )
+        return True
+
+    put(Shelf, "keep", later)
+
+
+def patience() -> None:
+    """Who gives no sign of life for a second is gone."""
+    put(repeats, "_BEAT_SECONDS", 0.2)
+    put(repeats, "_DEAD_SECONDS", 1.0)
+
+
 SWITCHES: dict[str, Callable[[], None]] = {
     one.__name__: one
     for one in (
@@ -163,6 +184,8 @@ SWITCHES: dict[str, Callable[[], None]] = {
         hangup,
         commit,
         sums,
+        keeping,
+        patience,
     )
 }
 

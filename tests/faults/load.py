@@ -86,6 +86,11 @@ class Client:
         except TimeoutError:
             return Told(stream, time.perf_counter() - seconds, ended=time.perf_counter())
 
+    async def say(self, key: str, body: bytes, *, stream: bool) -> Told:
+        """Say a request for a chat completion under a key, as often as one likes."""
+        line = f"POST /v1/chat/completions HTTP/1.1\r\nIdempotency-Key: {key}\r\n"
+        return await self._ask(line, body, stream=stream)
+
     def request(self, line: str, body: bytes) -> bytes:
         """The bytes of a request."""
         key = f"Authorization: Bearer {self._key}\r\n" if self._key else ""

@@ -23,13 +23,24 @@ from faults.accounts import accounts
 from faults.killing import killing
 from faults.leaving import leaving
 from faults.overload import flooding, overload
+from faults.repeats import repeats
 from faults.rolling import rolling
 from faults.score import Line, Run, Scenario
 from faults.standing import all_down, standing
 
 SCENARIOS: dict[str, Scenario] = {
     one.__name__: one
-    for one in (killing, standing, all_down, rolling, overload, flooding, leaving, accounts)
+    for one in (
+        killing,
+        standing,
+        all_down,
+        rolling,
+        overload,
+        flooding,
+        leaving,
+        accounts,
+        repeats,
+    )
 }
 CONTROL_SCALE = 0.1
 
