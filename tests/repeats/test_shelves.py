@@ -150,10 +150,13 @@ async def test_who_looked_too_early_takes_nothing_away(
 
 
 async def test_no_more_is_held_than_may_be(shelf: Shelf, clock: Clock) -> None:
+    await shelf.claim(NAME, "mark", "t", EVER)
     await fill(shelf, clock, "a", "b", "c", "d")
     assert await there(shelf, "a", "b", "c", "d") == ["b", "c", "d"]
     await fill(shelf, clock, "huge", size=6000)
     assert await there(shelf, "b", "c", "d", "huge") == []
+    # What is being done is no answer, however old it is.
+    assert await shelf.claim(NAME, "mark", "u", EVER) == Found("mark", "t", 0, None)
 
 
 async def test_what_is_old_is_swept(shelf: Shelf, store: Store, clock: Clock) -> None:
