@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from conftest import CHAT, Raw, Serve
+from conftest import CHAT, Raw, Serve, Served
 from doubles.upstream import DEADLINE, Double, chunk, streams, told
 from repeats.asking import ADMIN, KEY, PATH, accounts, chat, replayed, rows, waits
 from serving import POSIX, serving
-from tropilla.accounts.repeats import Shelf
+from tropilla.accounts.repeats import Name, Shelf
 from tropilla.config import AccountsConfig
 from tropilla.server import repeats
 from tropilla.telling import Telling
@@ -221,6 +221,10 @@ async def test_all_processes_wait_for_one(double: Double, tmp_path: Path, store:
     url = f"sqlite:///{tmp_path}/accounts.db" if store == "sqlite" else store
     command = ["--upstream", double.url, "--workers", "2", "--store", url]
     with serving(*command) as (_, address, _):
+        async with asyncio.timeout(DEADLINE):
+            # Both have looked at the upstream: both listen.
+            while sum(one.path == "/props" for one in double.probes) < 2:  # noqa: ASYNC110 - others do it
+                await asyncio.sleep(0.01)
         host, _, port = address.rpartition(":")
         clients = []
         for _ in range(12):  # whoever is asked
@@ -233,3 +237,37 @@ async def test_all_processes_wait_for_one(double: Double, tmp_path: Path, store:
     assert {one.body for one in heard} == {heard[0].body}
     assert sorted(map(replayed, heard)) == [False] + [True] * 11
     assert len(double.requests) == 1
+
+
+class Releasing:
+    """Releases names when it is told to; how many requests were open when it was to."""
+
+    def __init__(self, tropilla: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self.open = 0
+        release, own = Shelf.release, self
+
+        async def slowly(shelf: Shelf, name: Name, token: str) -> None:
+            own.open = tropilla.gateway._open
+            own.begun.set()
+            await own.go_on.wait()
+            await release(shelf, name, token)
+
+        monkeypatch.setattr(Shelf, "release", slowly)
+
+
+async def test_a_key_is_free_before_its_client_hears_why(
+    gateway: Serve, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tropilla = await gateway(double, accounts=AccountsConfig(store="none"))
+    releasing = Releasing(tropilla, monkeypatch)
+    refused = asyncio.create_task(chat(tropilla, temperature=9))
+    await asyncio.wait_for(releasing.begun.wait(), DEADLINE)
+    assert releasing.open == 1
+    # Whoever is faster than that, and says something else, waits for it.
+    double.on(PATH, streams(*told("Hi")))
+    other = asyncio.create_task(chat(tropilla))
+    await tropilla.has(lambda: other.done() or tropilla.gateway._repeats._held > 0)
+    releasing.go_on.set()
+    assert (await refused).status == 400
+    assert (await other).status == 200
