@@ -6,7 +6,7 @@ import pytest
 
 from faults.repeats import repeats
 from faults.score import Run
-from test_cli import POSIX
+from serving import POSIX
 
 pytestmark = [pytest.mark.anyio, POSIX]
 
