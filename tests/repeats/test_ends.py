@@ -11,16 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from conftest import CHAT, Raw, Serve
+from conftest import CHAT, Raw, Serve, served
 from doubles.upstream import DEADLINE, Double, chunk, streams, told
 from repeats.asking import KEY, PATH, accounts, chat, open_keys, replayed
 from serving import POSIX, serving
 from tropilla.accounts.repeats import Found, Name, Shelf
 from tropilla.accounts.store import StoreError
-from tropilla.config import (
-    AccountsConfig,
-    RepeatsConfig,
-)
+from tropilla.config import AccountsConfig, Config, RepeatsConfig, UpstreamConfig
 from tropilla.server import repeats
 
 pytestmark = pytest.mark.anyio
@@ -237,3 +234,18 @@ async def test_what_is_too_old_does_not_stay_on_the_disk(
     async with asyncio.timeout(DEADLINE):
         while await store.read("SELECT * FROM repeats"):
             pass
+
+
+async def test_what_is_in_memory_ends_with_its_gateway(double: Double) -> None:
+    double.on(PATH, streams(*told("Hi")))
+    config = Config(
+        listen="127.0.0.1:0", upstreams=(UpstreamConfig(url=double.url),),
+        accounts=AccountsConfig(store="none"),
+    )  # fmt: skip
+    async with served(config) as tropilla:
+        memory = tropilla.gateway._memory
+        await tropilla.until(lambda: tropilla.fleet.upstreams[0].state == "ready")
+        assert memory._store is None  # nobody has needed it
+        assert (await chat(tropilla)).status == 200
+        assert memory._store is not None
+    assert memory._store is None
