@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import apsw
 import pytest
 
+from doubles.upstream import DEADLINE
 from tropilla.accounts.store import StoreError, migrations, open_store
 
 pytestmark = pytest.mark.anyio
@@ -53,6 +57,33 @@ async def test_many_that_start_together_apply_them_once(store_url: str) -> None:
     assert len(await stores[0].read(migrations.DONE)) == len(migrations.known())
     for store in stores:
         await store.close()
+
+
+def _open_all(urls: list[str], all_at_once: Barrier, failed: Queue[list[str]]) -> None:
+    async def one(url: str) -> None:
+        all_at_once.wait(DEADLINE)
+        await (await open_store(url)).close()
+
+    wrong = []
+    for url in urls:
+        try:
+            asyncio.run(one(url))
+        except StoreError as error:
+            wrong.append(str(error))
+    failed.put(wrong)
+
+
+def test_processes_that_make_a_file_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    urls = [f"sqlite:///{tmp_path}/{number}.db" for number in range(60)]
+    many = multiprocessing.get_context("spawn")
+    all_at_once, failed = many.Barrier(4), many.Queue()
+    processes = [many.Process(target=_open_all, args=(urls, all_at_once, failed)) for _ in range(4)]
+    for one in processes:
+        one.start()
+    assert [failed.get(timeout=DEADLINE) for _ in processes] == [[]] * 4
+    for one in processes:
+        one.join()
+    failed.close()
 
 
 async def test_a_store_that_a_newer_one_has_changed_is_left_alone(store_url: str) -> None:

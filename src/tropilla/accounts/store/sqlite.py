@@ -28,6 +28,7 @@ _SOUND = (3, 51, 3)
 _MEMORY = ":memory:"
 _BUSY_MS = 10_000
 """How long another process may write."""
+_PAUSE_SECONDS = 0.005
 
 
 class Sqlite:
@@ -158,6 +159,15 @@ def _make(path: Path) -> None:
 def _connected(path: str) -> apsw.Connection:
     connection = apsw.Connection(path)
     connection.set_busy_timeout(_BUSY_MS)
-    connection.execute("PRAGMA journal_mode = WAL")
+    until = time.monotonic() + _BUSY_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except apsw.BusyError:
+            # Several who open a new file at once: here SQLite lets nobody wait for the others.
+            if time.monotonic() > until:
+                raise
+            time.sleep(_PAUSE_SECONDS)
     connection.execute("PRAGMA synchronous = NORMAL")
     return connection
