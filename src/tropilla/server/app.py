@@ -305,13 +305,15 @@ class Gateway:
         data = await self._text(call)
         body = json_object(data)
         if large := len(data) > _LARGE:
-            await asyncio.sleep(0)  # between the steps of a large body others have their turn
+            await asyncio.sleep(0)
         if action.route.instead is not None:
             shown = action.route.instead(self._visit(call, body))
             if shown is not None:
                 await _show(shown, reply)
                 return
         turn = await self._turn(call, action, body, reply)
+        if large:
+            await asyncio.sleep(0)
         request, model = turn.request, turn.request.model
         if (served := self._door.model(call, self._served_as(call, model))) != model:
             request = msgspec.structs.replace(request, model=served)
@@ -361,6 +363,8 @@ class Gateway:
             raise ProblemError(Problem(kind="too_large", message=message))
         if self._config.capture.enabled and call.record.metered:
             self._ui.capture.begin(call.record.id, call.texts(), data)
+        if len(data) > _LARGE:
+            await asyncio.sleep(0)  # between the steps of a large body others have their turn
         return data
 
     async def _turn(
