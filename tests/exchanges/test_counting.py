@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -12,7 +11,6 @@ import pytest
 
 from conftest import Answer, Serve, Served, Start
 from doubles.llama import llama
-from doubles.openai import OpenAiDouble
 from doubles.upstream import (
     DEADLINE,
     DONE,
@@ -25,6 +23,7 @@ from doubles.upstream import (
     event,
     streams,
 )
+from test_openai_upstreams import FORMS, Servers, servers
 from tropilla import ir
 from tropilla.config import Config, ModelConfig, UpstreamConfig
 from tropilla.dialects import named
@@ -36,25 +35,8 @@ from tropilla.upstream.fleet import Fleet
 
 pytestmark = pytest.mark.anyio
 
-FORMS = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+__all__ = ["servers"]  # a fixture
 CHAT, TEXT, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
-Servers = Callable[..., Awaitable[OpenAiDouble]]
-
-
-@pytest.fixture
-async def servers(anyio_backend: Any) -> AsyncIterator[Servers]:  # noqa: ARG001
-    """Start servers that are no llama.cpp; they end with the test."""
-    started: list[OpenAiDouble] = []
-
-    async def start(**settings: Any) -> OpenAiDouble:
-        double = OpenAiDouble(**settings)
-        started.append(double)
-        await double.start()
-        return double
-
-    yield start
-    for double in started:
-        await double.stop()
 
 
 def at(url: str, dialect: Any = "openai") -> dict[str, ModelConfig]:
