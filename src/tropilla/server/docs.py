@@ -42,7 +42,7 @@ HEADERS = {
     "cache-control": "no-cache",
 }
 _FIRST, _LAST = "OpenAI", "Passed on"
-_METHODS = ("get", "post", "put", "delete")
+_METHODS = ("get", "head", "post", "put", "delete")
 _CURL = """curl {base}/v1/chat/completions \\
   -H "Content-Type: application/json" \\
   -H "Authorization: Bearer $TROPILLA_API_KEY" \\
