@@ -264,10 +264,15 @@ Start: TypeAlias = Callable[..., Awaitable[Double]]
 
 
 @asynccontextmanager
-async def served(config: Config, siblings: Siblings | None = None) -> AsyncIterator[Served]:
-    """The real thing: clients' connections, the gateway, its fleet."""
+async def served(
+    config: Config, siblings: Siblings | None = None, *, opens: bool = False
+) -> AsyncIterator[Served]:
+    """The real thing: clients' connections, the gateway, its fleet.
+
+    It has accounts where `config` names a store; with `opens`, also where it leaves that open.
+    """
     sock = socket.create_server(("127.0.0.1", 0), backlog=128)
-    kept = config.accounts.store != "auto"
+    kept = opens or config.accounts.store != "auto"
     accounts = await Accounts.open(config) if kept else None
     sharing = await Sharing.open(config, accounts)
     fleet = Fleet(config, siblings=siblings, others=sharing.others())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -220,20 +221,53 @@ async def test_a_gateway_that_ends_leaves_nothing_behind(
     assert (await chat(stays)).status == 200
 
 
-async def test_what_is_too_old_does_not_stay_on_the_disk(
-    gateway: Serve, double: Double, shared: AccountsConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tropilla.server.accounts._SWEEP_SECONDS", 0.01)
+@pytest.mark.parametrize("left", [False, True])
+async def test_what_is_too_old_does_not_stay(
+    gateway: Serve, double: Double, kept: AccountsConfig, monkeypatch: pytest.MonkeyPatch,
+    *, left: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(repeats, "_SWEEP_SECONDS", 0.01)
     double.on(PATH, streams(*told("Hi")))
-    tropilla = await gateway(double, accounts=shared)
+    tropilla = await gateway(double, accounts=kept)
     await chat(tropilla)
-    store = accounts(tropilla).store
+    store = tropilla.gateway._repeats._shelf._store
     assert len(await store.read("SELECT * FROM repeats")) == 1
     off = msgspec.structs.replace(tropilla.gateway._config, repeats=RepeatsConfig(ttl=0))
-    tropilla.gateway.reload(off)
+    if left and kept.store != "none":
+        # By a gateway that is not there any more: nobody says anything under a key here.
+        await tropilla.gateway._repeats.close()
+        await gateway(double, accounts=kept, repeats=off.repeats)
+    else:
+        tropilla.gateway.reload(off)
     async with asyncio.timeout(DEADLINE):
         while await store.read("SELECT * FROM repeats"):
             pass
+
+
+@pytest.mark.parametrize("named", ["auto", "none", "sqlite"])
+async def test_it_is_swept_only_where_something_may_be(
+    double: Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    swept = asyncio.Event()
+
+    async def sweep(_: Shelf) -> int:
+        swept.set()
+        return 0
+
+    monkeypatch.setattr(Shelf, "sweep", sweep)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    store = f"sqlite:///{tmp_path}/accounts.db" if named == "sqlite" else named
+    config = Config(
+        listen="127.0.0.1:0", upstreams=(UpstreamConfig(url=double.url),),
+        accounts=AccountsConfig(store=store),
+    )  # fmt: skip
+    double.on(PATH, streams(*told("Hi")))
+    async with served(config, opens=True) as tropilla:
+        await tropilla.until(lambda: tropilla.fleet.upstreams[0].state == "ready")
+        assert (await chat(tropilla, {})).status == 200
+        assert swept.is_set() == (named == "sqlite")
+        assert (await chat(tropilla)).status == 200
+        await asyncio.wait_for(swept.wait(), DEADLINE)
 
 
 async def test_what_is_in_memory_ends_with_its_gateway(double: Double) -> None:

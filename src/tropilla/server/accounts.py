@@ -22,7 +22,6 @@ from tropilla.accounts.keys.ring import Ring, Stored, open_ring
 from tropilla.accounts.ledger import Ledger
 from tropilla.accounts.limits import Spending, Spent
 from tropilla.accounts.prices import Prices, cost
-from tropilla.accounts.repeats import Shelf
 from tropilla.accounts.spool import Spool
 from tropilla.accounts.store import Store, StoreError, open_store
 from tropilla.accounts.store.places import AUTO, place, state_folder
@@ -32,7 +31,6 @@ from tropilla.ir import JsonObject, Malformed, Problem, ProblemError
 from tropilla.record import Record
 
 _PRUNE_SECONDS = 3600.0
-_SWEEP_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
 """How often it is asked whether a key has changed."""
 _LEAST_SECONDS = 1.0
@@ -58,8 +56,6 @@ class Accounts:
         self.ledger = ledger
         self.ring = ring
         """The keys in the store."""
-        self.repeats = Shelf(store, config.repeats)
-        """The answers that may be said again."""
         self.keeps = config.accounts.store != AUTO
         """Whether what was said may be kept there, too: nobody has it on a disk without a word."""
         self.spent: Spending = ()
@@ -74,7 +70,6 @@ class Accounts:
         self._watching: asyncio.Task[None] | None = None
         self._keep_seconds = config.accounts.keep_days * _DAY
         self._pruning = asyncio.create_task(self._prune())
-        self._sweeping = asyncio.create_task(self._sweep())
 
     @classmethod
     async def open(cls, config: Config) -> Accounts | None:
@@ -183,16 +178,6 @@ class Accounts:
                     log.info("ledger.pruned", text, rows=gone)
             await asyncio.sleep(_PRUNE_SECONDS)
 
-    async def _sweep(self) -> None:
-        """Forget the answers that are too old, or too many."""
-        while True:
-            with suppress(StoreError):
-                gone = await self.repeats.sweep()
-                if gone:
-                    text = "{answers} answers that might have been said again are forgotten."
-                    log.info("repeats.swept", text, answers=gone)
-            await asyncio.sleep(_SWEEP_SECONDS)
-
     def admit(self) -> None:
         """Let one more request take something.
 
@@ -230,7 +215,7 @@ class Accounts:
 
     async def close(self) -> None:
         """Have everything written, and let go of it."""
-        for task in (self._pruning, self._sweeping, self._watching):
+        for task in (self._pruning, self._watching):
             if task is not None:
                 task.cancel()
                 with suppress(asyncio.CancelledError):

@@ -142,11 +142,10 @@ class Gateway:
             if (versions := dialects.versions(dialects.named(name))) is not None
         ]
         self._memory = Later(memory)
-        kept = accounts if accounts is not None and accounts.keeps else None
-        store = None if kept is None else kept.store
+        store = accounts.store if accounts is not None and accounts.keeps else None
         self._responses = Responses(config.responses, store, self._memory)
-        shelf = Shelf(self._memory, config.repeats) if kept is None else kept.repeats
-        self._repeats = Repeats(config, shelf)
+        shelf = Shelf(store or self._memory, config.repeats)
+        self._repeats = Repeats(config, shelf, lasting=store is not None)
         self._since = int(time.time())
         self._draining = False
         self._seldom: dict[ProblemKind, log.Seldom] = {}

@@ -40,6 +40,7 @@ _DEAD_SECONDS = 10.0
 _LOOK_SECONDS = 0.1
 """How often it is asked whether another gateway has ended."""
 _RETRY_SECONDS = 1.0
+_SWEEP_SECONDS = 60.0
 _LAST_SECONDS = 2.0
 _SELDOM_SECONDS = 10.0
 _OWN_TIMES = "-ms"
@@ -66,14 +67,19 @@ def may_repeat(action: Action) -> bool:
 
 
 class Repeats:
-    """What is being done under a key, and what was, which is on a shelf."""
+    """What is being done under a key, and what was, which is on a shelf.
 
-    def __init__(self, config: Config, shelf: Shelf) -> None:
+    The shelf is swept as long as there may be something on it: from the first request with a key
+    on, or at once where it is `lasting` and others may have left something there.
+    """
+
+    def __init__(self, config: Config, shelf: Shelf, *, lasting: bool = False) -> None:
         self._shelf = shelf
         self._open: dict[Name, _Open] = {}
         """What this process does, or waits for."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._beating: asyncio.Task[None] | None = None
+        self._sweeping = asyncio.create_task(self._sweep()) if lasting else None
         self._waiting = 0
         """Bytes of answers that wait for the store to take them."""
         self._held = 0
@@ -108,6 +114,8 @@ class Repeats:
             return found
         if self._beating is None or self._beating.done():
             self._beating = asyncio.create_task(self._beat())
+        if self._sweeping is None:
+            self._sweeping = asyncio.create_task(self._sweep())
 
         async def keep(result: Result) -> None:
             await self._keep(one, result)
@@ -188,6 +196,16 @@ class Repeats:
                 with suppress(StoreError):
                     await self._shelf.beat(claims)
 
+    async def _sweep(self) -> None:
+        """Forget the answers that are too old, or too many."""
+        while True:
+            with suppress(StoreError):
+                gone = await self._shelf.sweep()
+                if gone:
+                    text = "{answers} answers that might have been said again are forgotten."
+                    log.info("repeats.swept", text, answers=gone)
+            await asyncio.sleep(_SWEEP_SECONDS)
+
     async def _keep(self, one: _Open, result: Result) -> None:
         """Keep an answer. One that no store takes now is kept here until it does."""
         one.answer = result
@@ -264,11 +282,11 @@ class Repeats:
         self._ending = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_LAST_SECONDS)
-        beating = () if self._beating is None else (self._beating,)
-        for task in (*self._tasks, *beating):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        for task in (*self._tasks, self._beating, self._sweeping):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
 
 
 class _Open:
