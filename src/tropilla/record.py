@@ -114,6 +114,11 @@ class Record:
         self.entered = False
 
     @property
+    def asks_a_model(self) -> bool:
+        """Whether it wants something of a model, be it only an answer that there is already."""
+        return self.metered or self.replays != ""
+
+    @property
     def worth_a_line(self) -> bool:
         """Whether anybody wants to read of it: not of a look at the health that found it good."""
         return self.path not in _LOOKED_AT or not 0 < self.status < 400

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.async_api import expect
 
-from conftest import Served, Start
+from conftest import CHAT, Served, Start
 from dashboard.browser import Look
 from doubles.upstream import Double, refuses, streams, told
 from tropilla.config import CaptureConfig, KeyConfig, LimitsConfig, UpstreamConfig
@@ -97,6 +97,31 @@ async def test_why_the_last_request_was_slow(kept: Kept, look: Begin, double: Do
     await seen.page.locator(".requests tbody a").first.click()
     said = seen.page.locator(".lead")
     await expect(said).to_contain_text("it waited for a free slot")
+
+
+async def test_which_request_was_told_an_earlier_answer(
+    kept: Kept, look: Begin, double: Double
+) -> None:
+    double.on(PATH, streams(*told("Hello")))
+    tropilla = await kept(double, accounts={"keys": KEYS})
+    headers = {"Authorization": "Bearer calm-key", "Idempotency-Key": "k"}
+    first, again = [await tropilla.ask("POST", PATH, CHAT, headers) for _ in range(2)]
+    ids = [one.headers["x-request-id"] for one in (first, again)]
+    seen = await look(tropilla)
+    await seen.log_in()
+    await seen.page.get_by_role("link", name="Activity").click()
+    rows = seen.page.locator(".requests tbody tr")
+    await expect(rows).to_have_count(2)
+    await expect(rows.first).to_have_id(ids[1])
+    await expect(rows.first.locator("td").last).to_have_text("replayed")
+    await expect(rows.last.locator("td").last).to_have_text("stop")
+    await rows.first.locator("a").click()
+    await expect(seen.page.locator(".lead")).to_contain_text("no upstream was asked")
+    await seen.page.locator(".note").get_by_role("link", name=ids[0]).click()
+    await expect(seen.page.locator("h1")).to_contain_text(ids[0])
+    await expect(seen.page.locator(".note")).to_have_count(0)
+    await seen.go("activity?q=replayed")
+    await expect(rows).to_have_count(1)
 
 
 async def test_what_was_said_is_shown_where_it_is_kept(

@@ -45,6 +45,15 @@ def test_what_asks_for_nothing_is_not_shown() -> None:
     assert list(book.over_()) == []
 
 
+def test_what_is_said_again_is_shown_and_not_counted() -> None:
+    book, one = Activity(), record("again", metered=False, replays="first", key="k", upstream="")
+    book.begun(one)
+    assert book.open() == [one]
+    book.over(one)
+    assert list(book.over_()) == [one]
+    assert book.lately() == ({}, {})
+
+
 def test_it_remembers_so_many() -> None:
     book = Activity()
     for number in range(MOST + 5):

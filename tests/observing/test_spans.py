@@ -226,6 +226,21 @@ async def test_failures_are_said_by_their_kind(gateway: Serve, double: Double, t
     assert SECRET not in str(found.spans)
 
 
+async def test_an_answer_that_is_said_again_says_whose_it_is(
+    gateway: Serve, double: Double, traced: Any
+) -> None:
+    double.on(PATH, streams(chunk("a"), chunk(None, "stop"), USAGE, DONE))
+    tropilla = await gateway(double)
+    one = traced(tropilla)
+    key = {"Idempotency-Key": "k"}
+    first, again = [await tropilla.ask("POST", PATH, CHAT, key) for _ in range(2)]
+    found = await one.told()
+    told = [values(span.attributes) for span in found.spans if span.name == f"POST {PATH}"]
+    assert [one.get(semconv.REPLAYS) for one in told] == [None, first.headers["x-request-id"]]
+    assert told[1][semconv.REQUEST_ID] == again.headers["x-request-id"]
+    assert [span.name for span in found.spans].count("chat m") == 1
+
+
 async def test_what_is_not_sampled_is_passed_on_all_the_same(
     gateway: Serve, double: Double, traced: Any
 ) -> None:

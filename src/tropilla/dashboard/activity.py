@@ -44,6 +44,8 @@ _WHY: Mapping[Verdict, str] = {
 def state_of(one: Record) -> str:
     """How it is with a request, or how it ended."""
     if one.took is None:
+        if one.replays:
+            return "writing"
         if not one.upstream:
             return "waiting"
         return "reading" if one.first is None else "writing"
@@ -61,7 +63,7 @@ def _fits(one: Record, state: str, asked: Mapping[str, str], names: Mapping[str,
     words = asked.get("q", "").lower().split()
     texts = (
         one.id, named(one.key, names), one.key, one.model or "", one.upstream, one.session,
-        one.path, one.finish or "", "" if one.problem is None else one.problem.message,
+        one.path, one.finish or "", one.replays, _end(one),
     )  # fmt: skip
     told = "\n".join(texts).lower()
     return all(word in told for word in words)
@@ -93,6 +95,8 @@ def _end(one: Record) -> str:
         return one.problem.message
     if one.cancelled:
         return "its client left"
+    if one.replays:
+        return "replayed"
     return "" if one.took is None else one.finish or str(one.status)
 
 
@@ -177,6 +181,11 @@ def _why_slow(one: Record, spent: float) -> str:
     """What most of its time went to, in a sentence."""
     if one.problem is not None and not one.upstream:
         return f"It was refused after {seconds(spent)}, before an upstream was asked."
+    if one.replays:
+        return (
+            f"It was told again what another request was answered, in {seconds(spent)}: no "
+            "upstream was asked."
+        )
     if not one.upstream:
         return f"It has waited {seconds(spent)} for a free slot so far."
     first = one.first if one.first is not None else spent
@@ -218,7 +227,7 @@ def _reasons(house: House, one: Record) -> list[dict[str, Any]]:
 async def _one(house: House, visit: Visit, actor: Account, rest: str) -> Told:
     authorize(actor, "operate")
     one = house.activity.find(rest)
-    if one is None or not one.metered:
+    if one is None or not one.asks_a_model:
         message = "This request is not remembered here: only the last ones are, until a restart."
         raise ProblemError(Problem(kind="not_found", message=message))
     names = house.names()
@@ -228,6 +237,7 @@ async def _one(house: House, visit: Visit, actor: Account, rest: str) -> Told:
         "request.html",
         {
             "one": _row(one, names, spent),
+            "replays": one.replays,
             "why_slow": _why_slow(one, spent),
             "reasons": _reasons(house, one),
             "facts": _facts(one, names),
@@ -285,13 +295,22 @@ def _spread(text: str) -> str:
 
 def _facts(one: Record, names: Mapping[str, str]) -> list[tuple[str, str]]:
     at = datetime.fromtimestamp(one.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    cached = "not told" if one.cached is None else number(one.cached)
     told = [
         ("Came", at),
         ("Asked", f"{one.method} {one.path}"),
         ("Dialect", one.dialect),
         ("Key", named(one.key, names)),
         ("Model", one.model or "none named"),
+        ("Status", str(one.status or "not told yet")),
+    ]
+    if not one.replays:  # of an answer that is said again, its first request has the rest
+        told += _taken(one)
+    return [(name, value) for name, value in told if value]
+
+
+def _taken(one: Record) -> list[tuple[str, str]]:
+    cached = "not told" if one.cached is None else number(one.cached)
+    return [
         ("Upstream", one.upstream or "none"),
         ("Failed it before", ", ".join(one.earlier)),
         ("Session", one.session),
@@ -301,11 +320,9 @@ def _facts(one: Record, names: Mapping[str, str]) -> list[tuple[str, str]]:
         ("of them cached", f"{cached} (expected: {one.expected * 100:.0f} %)"),
         ("Tokens written", number(one.written)),
         ("of them thoughts", "" if one.reasoning is None else number(one.reasoning)),
-        ("Status", str(one.status or "not told yet")),
         ("Ended because", one.finish or ""),
         ("Went on elsewhere", "yes" if one.failed_over else ""),
     ]
-    return [(name, value) for name, value in told if value]
 
 
 PAGES: Pages = {

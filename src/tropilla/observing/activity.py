@@ -99,11 +99,12 @@ class Activity:
         """It is nearly over."""
 
     def over(self, record: Record) -> None:
-        """It is over: remembered, if it asked for something that is counted."""
+        """It is over: remembered, if it asked a model for something; counted, if it took some."""
         self._open.pop(record.id, None)
+        if record.asks_a_model:
+            self._over.append(record)
         if not record.metered:
             return
-        self._over.append(record)
         at = int(self._clock()) // CELL
         if not self._cells or self._cells[-1].at != at:
             self._cells.append(_Cell(at))
@@ -121,7 +122,7 @@ class Activity:
 
     def open(self) -> list[Record]:
         """The requests that are not over, the newest first."""
-        return [one for one in reversed(self._open.values()) if one.metered]
+        return [one for one in reversed(self._open.values()) if one.asks_a_model]
 
     def over_(self) -> Iterator[Record]:
         """Those that are, the newest first."""

@@ -214,7 +214,7 @@ def _within(trace: str, span: str, flags: int, state: str) -> Any:
 
 
 def _describe(span: Span, record: Record) -> None:
-    if record.metered:  # only there a path is one of a few
+    if record.asks_a_model:  # only there a path is one of a few
         span.update_name(f"{record.method} {record.path}")
         span.set_attribute(semconv.HTTP_ROUTE, record.path)
     told: dict[str, Any] = {
@@ -225,6 +225,7 @@ def _describe(span: Span, record: Record) -> None:
         semconv.KEY: record.key,
         semconv.UPSTREAM: record.upstream,
         semconv.ATTEMPTS: record.attempts,
+        semconv.REPLAYS: record.replays,
         semconv.CLIENT_LEFT: record.cancelled,
     }
     span.set_attributes({name: value for name, value in told.items() if value})
