@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel
 
 from conftest import Answer, Serve, Served, Start
+from doubles.databases import refusing
 from doubles.llama import llama
 from doubles.upstream import DONE, Double, answers, breaks, chunk, event, streams, told
 from grammar import STAMP
@@ -498,7 +500,8 @@ async def test_an_answer_is_worth_more_than_its_keeping(
     made = await ask(tropilla)
     streamed = events_of(await ask(tropilla, stream=True))
     asked = len(double.requests)
-    assert texts(made.json) == texts(streamed[-1]["response"]) == ["Hi"]
+    for response in (made.json, streamed[-1]["response"]):
+        assert (texts(response), response["store"]) == (["Hi"], False)
     assert (await ask(tropilla, store=False)).status == 200
 
     # Who says that it is to be kept hears so before anything is made.
@@ -513,6 +516,74 @@ async def test_an_answer_is_worth_more_than_its_keeping(
         assert (answer.status, answer.error["code"]) == (503, "store_unavailable")
         assert answer.headers["retry-after"] == "5"
     assert len(double.requests) == asked + 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_store_that_takes_nothing(
+    gateway: Serve, double: Double, store_url: str, *, stream: bool
+) -> None:
+    tropilla = await gateway(double, responses=ResponsesConfig(store=store_url))
+    store: Any = tropilla.gateway._responses._keeper._store
+    double.on(CHAT_PATH, streams(*told("Hi")))
+    first = await ended(tropilla, stream=stream, store=True)
+    async with refusing(store, "INSERT"):
+        refused = await tropilla.ask("POST", PATH, {"input": "x", "store": True, "stream": stream})
+        assert (refused.status, refused.error["code"]) == (503, "store_unavailable")
+        assert len(double.requests) == 1
+        # Who has not said so has an answer, which says that there is no way back to it.
+        unkept = await ended(tropilla, stream=stream)
+        assert (texts(unkept), unkept["store"]) == (["Hi"], False)
+        assert (await tropilla.ask("GET", f"{PATH}/{unkept['id']}")).status == 404
+        assert (await tropilla.ask("GET", f"{PATH}/{first['id']}")).json == first
+    again = await ended(tropilla, stream=stream, store=True)
+    assert first["store"] is again["store"] is True
+    assert (await tropilla.ask("GET", f"{PATH}/{again['id']}")).json == again
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_store_that_takes_nothing_at_the_end(
+    gateway: Serve, double: Double, tmp_path: Path, caplog: Any, *, stream: bool
+) -> None:
+    where = f"sqlite:///{tmp_path}/accounts.db"
+    tropilla = await gateway(double, accounts=AccountsConfig(store=where))
+    store: Any = tropilla.gateway._responses._keeper._store
+    body = {"model": "m", "input": "Hello!", "store": True, "stream": stream}
+    key = {"Idempotency-Key": "k"}
+    task = asyncio.create_task(tropilla.ask("POST", PATH, body, key))
+    asked = await double.arrives()
+    async with refusing(store, "INSERT"):
+        await asked.stream(*told("Hi"))
+        answer = await task
+        assert f"{answer.headers['x-request-id'].replace('req', 'resp')} could not be kept" in (
+            caplog.text
+        )
+    response = events_of(answer)[-1]["response"] if stream else answer.json
+    assert (response["status"], texts(response), response["store"]) == ("completed", ["Hi"], False)
+    if stream:
+        told_events = events_of(answer)
+        assert [one["type"] for one in told_events].count("response.completed") == 1
+        assert [one["sequence_number"] for one in told_events] == list(range(len(told_events)))
+        assert told_events[0]["response"]["store"] is True  # as it was meant then
+    # It is said again as it was told, whatever the store takes now.
+    again = await tropilla.ask("POST", PATH, body, key)
+    assert (again.headers["idempotency-replayed"], again.body) == ("true", answer.body)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_too_large_to_be_kept_says_so(
+    gateway: Serve, double: Double, *, stream: bool
+) -> None:
+    tropilla = await gateway(double, responses=ResponsesConfig(max_bytes=500))
+    double.on(CHAT_PATH, streams(*told("Hi")))
+    response = await ended(tropilla, stream=stream, store=True)
+    assert (response["status"], response["store"]) == ("completed", False)
+    assert (await tropilla.ask("GET", f"{PATH}/{response['id']}")).status == 404
+
+
+async def ended(tropilla: Served, *, stream: bool, **fields: Any) -> Any:
+    """A response, as its end tells it."""
+    answer = await ask(tropilla, stream=stream, **fields)
+    return events_of(answer)[-1]["response"] if stream else answer.json
 
 
 # Where they are kept.

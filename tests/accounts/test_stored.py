@@ -168,7 +168,7 @@ async def test_beyond_the_bytes_the_longest_unused_goes_first(keeper: Keeper, cl
 
 async def test_what_is_larger_than_everything_is_not_kept(keeper: Keeper) -> None:
     await keeper.keep(kept("a"))
-    await keeper.keep(kept("b", text="x" * 1000))
+    assert not await keeper.keep(kept("b", text="x" * 1000))
 
     assert await found(keeper, "a", "b") == "a"
 
@@ -259,9 +259,35 @@ async def test_what_can_be_no_id_is_not_there(keeper: Keeper, id_: str) -> None:
     assert await keeper.chain(id_, "") == ([], id_)
 
 
+async def test_to_see_whether_it_works_keeps_nothing(keeper: Keeper) -> None:
+    assert await keeper.keep(kept("a"))
+    await keeper.works("b")
+    await asyncio.gather(*(keeper.works(f"c{number}") for number in range(8)))
+    assert await keeper._read("SELECT id FROM responses") == [("a",)]
+
+
+async def test_a_store_that_takes_nothing_is_no_store_to_keep_in(keeper: Keeper) -> None:
+    assert await keeper.keep(kept("a"))
+    async with databases.refusing(keeper._store, "INSERT"):
+        for ask in (keeper.works("b"), keeper.keep(kept("b"))):
+            with pytest.raises(ProblemError):
+                await ask
+        assert await names(keeper, "a") == (["a"], None)
+    await keeper.works("b")
+    assert await keeper.keep(kept("b"))
+
+
+async def test_what_is_kept_is_kept_also_where_nothing_can_go(keeper: Keeper, clock: Clock) -> None:
+    assert await keeper.keep(kept("a"))
+    clock.now += 200
+    async with databases.refusing(keeper._store, "DELETE"):
+        assert await keeper.keep(kept("b"))
+    assert await keeper._read("SELECT id FROM responses ORDER BY id") == [("a",), ("b",)]
+
+
 async def broken(keeper: Keeper) -> None:
     for ask in (
-        keeper.works(), keeper.keep(kept("b")), keeper.find("a", ""), keeper.chain("a", ""),
+        keeper.works("b"), keeper.keep(kept("b")), keeper.find("a", ""), keeper.chain("a", ""),
         keeper.forget("a", ""),
     ):  # fmt: skip
         with pytest.raises(ProblemError) as error:

@@ -13,9 +13,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+
+from tropilla.accounts.store import Store
 
 _USER = "postgres"
 _SECONDS = 20.0
@@ -89,6 +91,25 @@ class Postgres:
         name = f"t{self._count}"
         self.run("createdb", f"--host={self._folder}", "--username=tropilla", name)
         return f"postgresql://tropilla@/{name}?host={self._folder}"
+
+
+@asynccontextmanager
+async def refusing(store: Store, what: str, table: str = "responses") -> AsyncIterator[None]:
+    """While this lasts a store does no INSERT, or no DELETE, of a table; it can be read."""
+    begin = f"CREATE TRIGGER refuses BEFORE {what} ON {table} FOR EACH ROW"
+    if store.url.startswith("postgresql"):
+        does = "BEGIN RAISE 'It is full.'; END"
+        made = f"CREATE FUNCTION refused() RETURNS trigger LANGUAGE plpgsql AS $${does}$$"
+        begin, ends = f"{begin} EXECUTE FUNCTION refused()", "DROP FUNCTION refused CASCADE"
+        await store.write((made, [()]))
+    else:
+        begin, ends = (
+            f"{begin} BEGIN SELECT RAISE(ABORT, 'It is full.'); END",
+            "DROP TRIGGER refuses",
+        )
+    await store.write((begin, [()]))
+    yield
+    await store.write((ends, [()]))
 
 
 @contextmanager

@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 
 from tropilla import log
-from tropilla.accounts.store import MEMORY, Later, Row, Store, StoreError
+from tropilla.accounts.store import MEMORY, Later, Row, Statement, Store, StoreError
 from tropilla.config import ResponsesConfig
 from tropilla.ir import JsonObject, Problem, ProblemError, Value
 
@@ -43,6 +44,7 @@ _KEEP = (
     "VALUES ($1, $2, $3, $4, $5, $6, $7)"
 )
 _FIND = f"SELECT {_NAMES} FROM responses WHERE {_ALIVE}"  # noqa: S608 - constants
+_REMOVE = "DELETE FROM responses WHERE id = $1"
 _FORGET = f"DELETE FROM responses WHERE {_ALIVE}"  # noqa: S608 - constants
 _CHAIN = f"""
     WITH RECURSIVE chain (id, previous) AS (
@@ -95,30 +97,37 @@ class Keeper:
         """Bytes that were kept since it was looked what has to go."""
         self._looked = 0.0
 
-    async def works(self) -> None:
-        """See whether responses can be kept now."""
-        await self._read("SELECT 1")
+    async def works(self, id_: str) -> None:
+        """See whether a response of this id can be kept now.
 
-    async def keep(self, kept: Kept) -> None:
-        """Keep a response; one that is larger than all that may be kept is not."""
+        One is kept, and gone before anybody sees it: a store that can be read does not take
+        everything, and may be full.
+        """
+        row = (id_, "", None, self._clock(), 0, "[]", "{}")
+        await self._write((_KEEP, [row]), (_REMOVE, [(id_,)]))
+
+    async def keep(self, kept: Kept) -> bool:
+        """Keep a response; whether it is: not one that is larger than all that may be kept."""
         items = msgspec.json.encode(kept.items)
         response = msgspec.json.encode(kept.response)
         now, size = self._clock(), len(items) + len(response)
         if size > self._config.max_bytes:
-            return
+            return False
         row = (kept.id, kept.owner, kept.previous, now, size, items.decode(), response.decode())
-        await self._write(_KEEP, *row)
+        await self._write((_KEEP, [row]))
         self._fresh += size
         part = self._config.max_bytes // _PARTS
         if self._fresh > part or not 0 <= now - self._looked < _LOOK_SECONDS:
             self._fresh, self._looked = 0, now
-            await self._look()
+            with suppress(ProblemError):  # it is kept, whatever has to go
+                await self._look()
+        return True
 
     async def _look(self) -> None:
         """Let go of what has to go."""
-        await self._write(_EXPIRED, self._alive())
+        await self._write((_EXPIRED, [(self._alive(),)]))
         for first in await self._read(_BEYOND, self._config.max_bytes):
-            await self._write(_UP_TO, *first)
+            await self._write((_UP_TO, [first]))
 
     async def find(self, id_: str, owner: str) -> Kept | None:
         """A response of this owner."""
@@ -129,7 +138,7 @@ class Keeper:
 
     async def forget(self, id_: str, owner: str) -> bool:
         """Forget a response; whether it was there."""
-        return _is_id(id_) and await self._write(_FORGET, id_, owner, self._alive()) > 0
+        return _is_id(id_) and await self._write((_FORGET, [(id_, owner, self._alive())])) > 0
 
     async def chain(self, id_: str, owner: str) -> tuple[list[Kept], str | None]:
         """A response and all that led to it, the first one first; and what of that is missing."""
@@ -143,7 +152,7 @@ class Keeper:
             led.append(found.pop(at))
             at = led[-1].previous
         if at is None:
-            await self._write(_USE, *asked, self._clock())
+            await self._write((_USE, [(*asked, self._clock())]))
         return led[::-1], at
 
     def _alive(self) -> float:
@@ -156,9 +165,9 @@ class Keeper:
         except StoreError as error:
             raise _broken(error) from error
 
-    async def _write(self, sql: str, *args: str | float | None) -> int:
+    async def _write(self, *statements: Statement) -> int:
         try:
-            return (await self._store.write((sql, [args])))[0]
+            return (await self._store.write(*statements))[0]
         except StoreError as error:
             raise _broken(error) from error
 

@@ -1,9 +1,9 @@
 """OpenAI's Responses beyond one answer: what is kept, gone on from, shown and deleted.
 
 An answer is kept before its client hears of its end: whoever goes on from it at once finds it.
-One that failed, or that the client left, is not kept: there is nothing to go on from. Where the
-store fails an answer is told all the same; who says that it is to be kept is refused before it is
-made.
+One that failed, or that the client left, is not kept: there is nothing to go on from. Who says that
+it is to be kept is refused before it is made where the store takes nothing. Where it is made and
+cannot be kept it is told all the same, and says itself that it is not: its `store` is false.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Responses:
             case False:
                 return Turn(cast("Dialect", openai_responses), request, reply)
             case True:
-                await self._keeper.works()
+                await self._keeper.works(f"resp_{unique}")
         front = _Front()
         keeping = _Keeping(front, reply, self._keeper)
         keeping.asked = Kept(
@@ -247,6 +247,12 @@ class _Front:
         self._whole = whole(answer, request, stamp)
         return msgspec.json.encode(self._whole)
 
+    def unkept(self, told: bytes) -> bytes:
+        """What has told the end of the response, as it says that it is not kept."""
+        if self._renderer is not None:
+            return self._renderer.unkept(told)
+        return msgspec.json.encode((self._whole or {}) | {"store": False})
+
 
 class _Keeping:
     """A reply that has its answer kept before its end goes out."""
@@ -257,7 +263,7 @@ class _Keeping:
         self._front = front
         self._reply = reply
         self._keeper = keeper
-        self._kept = False
+        self._looked = False
 
     @property
     def started(self) -> bool:
@@ -270,12 +276,10 @@ class _Keeping:
     async def start(
         self, status: int, content_type: str, headers: Mapping[str, str], first: bytes = b""
     ) -> None:
-        await self._keep()
-        await self._reply.start(status, content_type, headers, first)
+        await self._reply.start(status, content_type, headers, await self._keep(first))
 
     async def write(self, data: bytes) -> None:
-        await self._keep()
-        await self._reply.write(data)
+        await self._reply.write(await self._keep(data))
 
     def push(self, data: bytes) -> bool:
         return self._reply.push(data)
@@ -287,19 +291,23 @@ class _Keeping:
         await self._reply.end()
 
     async def whole(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        await self._keep()
-        await self._reply.whole(status, body, headers)
+        await self._reply.whole(status, await self._keep(body), headers)
 
-    async def _keep(self) -> None:
+    async def _keep(self, told: bytes) -> bytes:
+        """What goes out; with the end of the answer in it once that is kept, or says it is not."""
         response = self._front.response
-        if self._kept or response is None or response["status"] not in _KEPT:
-            return
-        self._kept = True
+        if self._looked or response is None or response["status"] not in _KEPT:
+            return told
+        self._looked = True
+        why = "it is larger than all that may be kept."
         try:
-            await self._keeper.keep(msgspec.structs.replace(self.asked, response=response))
+            if await self._keeper.keep(msgspec.structs.replace(self.asked, response=response)):
+                return told
         except (ProblemError, RecursionError) as error:
-            # The answer is worth more than the way back to it.
-            log.error(
-                "response.lost", "{response} could not be kept: {error}",
-                response=self.asked.id, error=str(error),
-            )  # fmt: skip
+            why = str(error)
+        # The answer is worth more than the way back to it.
+        log.error(
+            "response.lost", "{response} could not be kept: {error}",
+            response=self.asked.id, error=why,
+        )  # fmt: skip
+        return self._front.unkept(told)

@@ -288,6 +288,8 @@ class Renderer:
         self._output: list[JsonObject] = []
         self._open: _Open | None = None
         self._reason: FinishReason | None = None
+        self._last = b""
+        """What has told its end."""
 
     def feed(self, event: Event) -> bytes:
         """The bytes that tell this event; often none."""
@@ -394,8 +396,18 @@ class Renderer:
 
     def _finish(self, event: Finished) -> bytes:
         body = _ended(self._body or {}, self._output, self._reason, event.usage, event.timings)
+        return self._end(body)
+
+    def _end(self, body: JsonObject) -> bytes:
         self.response = body
-        return self._tell(f"response.{body['status']}", {"response": body})
+        self._last = self._tell(f"response.{body['status']}", {"response": body})
+        return self._last
+
+    def unkept(self, told: bytes) -> bytes:
+        """What has told the end of a response, as it says that it is not kept."""
+        before = told.removesuffix(self._last)
+        self._number -= 1
+        return before + self._end((self.response or {}) | {"store": False})
 
     def _fail(self, event: Failed) -> bytes:
         problem = reworded(event.problem)
@@ -408,8 +420,7 @@ class Renderer:
         }
         if event.usage is not None:
             body["usage"] = _usage(event.usage)
-        self.response = body
-        return self._tell("error", error) + self._tell("response.failed", {"response": body})
+        return self._tell("error", error) + self._end(body)
 
 
 def stream_renderer(request: Request, stamp: Stamp) -> Renderer:
