@@ -13,8 +13,10 @@ from tropilla.server.reply import Reply
 class _Heard(Reply):
     """A reply that remembers what it told."""
 
-    content_type: str
-    heard: bytearray
+    def __init__(self, one: Reply) -> None:
+        super().__init__(one._to, one.request_id, headless=one._bodiless, old=one._old)
+        self.content_type = ""
+        self.heard = bytearray()
 
     async def start(
         self, status: int, content_type: str, headers: Mapping[str, str], first: bytes = b""
@@ -52,10 +54,7 @@ class Checked:
 
     async def __call__(self, call: Call) -> None:
         """Answer one request."""
-        reply = call.reply
-        reply.__class__ = _Heard
-        assert isinstance(reply, _Heard)
-        reply.content_type, reply.heard = "", bytearray()
+        reply = call.reply = _Heard(call.reply)
         try:
             await self._gateway(call)
         finally:

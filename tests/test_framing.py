@@ -106,13 +106,13 @@ def test_an_event_that_never_ends_is_not_held_for_ever() -> None:
 @pytest.mark.parametrize("piece", [b"a" * 7, b"a\r", b"a\r\n", b"a\n", b"\xc3", b": \r\n"])
 def test_what_is_held_is_read_once(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     framer, taken = SseFramer(), []
-    take = framer._take
+    take = SseFramer._take
 
-    def counts(data: bytes) -> list[Frame]:
+    def counts(framer: SseFramer, data: bytes) -> list[Frame]:
         taken.append(len(data))
-        return take(data)
+        return take(framer, data)
 
-    monkeypatch.setattr(framer, "_take", counts)
+    monkeypatch.setattr(SseFramer, "_take", counts)
     framer.feed(b"data: b\n\ndata: ")
     for _ in range(10_000):
         assert framer.feed(piece) == []
@@ -126,13 +126,13 @@ def test_what_is_held_is_read_once(piece: bytes, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("line", [b"a\r\n", b"\xc3", b"data: a\n", b": \r"])
 def test_the_limit_is_reached_in_few_steps(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     framer, taken = SseFramer(10_000), []
-    take = framer._take
+    take = SseFramer._take
 
-    def counts(data: bytes) -> list[Frame]:
+    def counts(framer: SseFramer, data: bytes) -> list[Frame]:
         taken.append(data)
-        return take(data)
+        return take(framer, data)
 
-    monkeypatch.setattr(framer, "_take", counts)
+    monkeypatch.setattr(SseFramer, "_take", counts)
     with pytest.raises(Malformed):
         all(framer.feed(line) == [] for _ in range(20_000))
     assert len(taken) < 30

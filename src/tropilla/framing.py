@@ -43,6 +43,13 @@ class Framer(Protocol):
             Malformed: one of them is larger than the limit.
         """
 
+    def around(self) -> tuple[bytes, bytes] | None:
+        """What is before and after the data of the next frame, if that is a plain one.
+
+        `None` while a part of a frame is held. A piece that is so, and has no line break in its
+        data, is that frame, and need not be fed.
+        """
+
     def end(self) -> list[Frame]:
         """The stream is over: what was held is the last frame, if it was one."""
 
@@ -53,6 +60,8 @@ class SseFramer:
     Since b1542 a llama-server tells of an error as a field of its own, `error: {...}`: that is
     the event `error` with this data (llama.cpp #4131; gone in b6523).
     """
+
+    __slots__ = ("_first", "_held", "_limit", "_size", "_tail")
 
     def __init__(self, limit: int = MAX_FRAME) -> None:
         self._held: list[bytes] = []
@@ -118,6 +127,10 @@ class SseFramer:
                 self._read(block, frames)
         return frames
 
+    def around(self) -> tuple[bytes, bytes] | None:
+        """What is before and after the data of an event that is one line."""
+        return None if self._size or self._first else (_PLAIN_START, b"\n\n")
+
     def _hold(self, data: bytes) -> None:
         self._held = [data] if data else []
         self._size = len(data)
@@ -171,6 +184,8 @@ def _has_empty_line(data: bytes) -> bool:
 class LineFramer:
     """Lines of JSON (NDJSON). An empty line, and the space before a line, say nothing."""
 
+    __slots__ = ("_held", "_limit", "_size")
+
     def __init__(self, limit: int = MAX_FRAME) -> None:
         self._held: list[bytes] = []
         """The line that is not whole yet, as it came."""
@@ -198,6 +213,10 @@ class LineFramer:
         held = b"".join(self._held)
         self._hold(b"")
         return self._read(held)
+
+    def around(self) -> tuple[bytes, bytes] | None:
+        """What is before and after the data of a line."""
+        return None if self._size else (b"", b"\n")
 
     def _hold(self, data: bytes) -> None:
         self._check(len(data))

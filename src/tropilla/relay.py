@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 import msgspec
 
 from tropilla import calls, dialects, ir, log, templates, turns
-from tropilla.dialects import Dialect, Stamp
+from tropilla.dialects import Dialect, Stamp, StreamRenderer
 from tropilla.dialects._ages import chat_tells
 from tropilla.dialects._openai import decode
 from tropilla.exchanges.completing import Asked
@@ -333,6 +333,35 @@ class _Headers:
         return told | dialects.dropped_header(self._answer.dropped)
 
 
+class _Passing:
+    """What passes from an upstream's socket to the client's, and wakes nobody."""
+
+    __slots__ = ("_joint", "_record", "_renderer", "_telling")
+
+    def __init__(
+        self, renderer: StreamRenderer, record: Record, telling: Telling, joint: Joint
+    ) -> None:
+        self._renderer = renderer
+        self._record = record
+        self._telling = telling
+        self._joint = joint
+
+    def take(self, batch: list[Event]) -> bool:
+        """Tell what has come; whether more may come."""
+        batch = self._joint.joined(batch)
+        if len(batch) == 1:  # nearly always a token
+            event = batch[0]
+            data = self._renderer.feed(event)
+            if type(event) is not ir.PartDelta:
+                self._record.take(batch)
+        else:
+            feed = self._renderer.feed
+            data = b"".join([feed(event) for event in batch])
+            if batch and type(batch[-1]) is not ir.PartDelta:
+                self._record.take(batch)
+        return not data or self._telling.push(data)
+
+
 async def _stream(
     stamp: Stamp,
     answer: Asked,
@@ -347,20 +376,13 @@ async def _stream(
     Raises:
         ProblemError: nothing was told yet; or another upstream can go on.
     """
-    feed = telling.renderer(stamp).feed
-
-    def take(batch: list[Event]) -> bool:
-        batch = joint.joined(batch)
-        data = b"".join([feed(event) for event in batch])
-        if batch and not isinstance(batch[-1], ir.PartDelta):
-            record.take(batch)
-        return not data or telling.push(data)
-
+    renderer = telling.renderer(stamp)
+    passing = _Passing(renderer, record, telling, joint)
     over = False
     while not over:
         try:
             # Once the head is sent, tokens pass from socket to socket without waking this.
-            batch = await answer.next(take if telling.told else None)
+            batch = await answer.next(passing.take if telling.told else None)
             if not batch:
                 await telling.sent()
                 continue
@@ -372,12 +394,12 @@ async def _stream(
                 batch = joint.joined(batch)
             if isinstance(last, Failed) and not telling.told:
                 raise ProblemError(last.problem)
-            data = b"".join([feed(event) for event in batch])
+            data = b"".join([renderer.feed(event) for event in batch])
         except RecursionError:
             if not telling.told:
                 raise ProblemError(_TOO_DEEP) from None
             over, last = True, Failed(problem=_TOO_DEEP)
-            batch, data = [last], feed(last)
+            batch, data = [last], renderer.feed(last)
         if not isinstance(last, ir.PartDelta):
             record.take(batch)
         if over and not joint.waits:

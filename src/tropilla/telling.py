@@ -58,6 +58,10 @@ class Reply(Protocol):
 class Telling:
     """One stream to one client, as long as a `with` lasts; `place` is its place in the queue."""
 
+    __slots__ = (
+        "_front", "_last", "_place", "_renderer", "_reply", "_request", "_sign", "_timer", "told",
+    )  # fmt: skip
+
     def __init__(
         self, front: Dialect, request: Request, reply: Reply, place: Callable[[], int]
     ) -> None:

@@ -13,7 +13,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import msgspec
 
@@ -30,6 +30,9 @@ from tropilla.ir import (
     Traits,
     Value,
 )
+
+if TYPE_CHECKING:
+    from tropilla.dialects._streams import Like
 
 
 class Route(Value, frozen=True, kw_only=True):
@@ -80,6 +83,10 @@ class Stamp(msgspec.Struct, frozen=True):
 
 class StreamParser(Protocol):
     """Frames of one streamed answer to events; keeps the promises of `ir`'s grammar."""
+
+    @property
+    def like(self) -> Like | None:
+        """What the next frame is probably like; who is told by that need not have it fed."""
 
     def feed(self, frames: Sequence[Frame]) -> list[Event]:
         """The events that these frames tell.

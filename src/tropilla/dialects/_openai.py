@@ -462,6 +462,8 @@ class ChunkRenderer:
     The constant part of a chunk is made once; a token costs one join.
     """
 
+    __slots__ = ("_after", "_before", "_head", "_held", "_request", "_stamp")
+
     def __init__(self, request: Request, stamp: Stamp) -> None:
         self._request = request
         self._stamp = stamp

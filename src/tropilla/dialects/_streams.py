@@ -5,7 +5,7 @@ and what is open (`_close_open`). It may raise `Malformed` anywhere in these: wh
 stands, and the stream ends in `Failed`.
 
 Most chunks of an answer differ from the one before in nothing but their text. Such a chunk is not
-read again: it tells what the last one told, with its own text (`_Like`).
+read again: it tells what the last one told, with its own text (`Like`).
 """
 
 from __future__ import annotations
@@ -28,35 +28,44 @@ CUT_SHORT = Problem(
 _text = msgspec.json.Decoder(str).decode
 
 
-class _Like:
-    """A frame that told one text and nothing else: what is around that text, and what it told."""
+class Like:
+    """Bytes that told one text and nothing else: what is around that text, and what it told."""
 
-    __slots__ = ("after", "before", "begin", "choice", "end", "extras", "least")
+    __slots__ = ("_after", "_before", "_begin", "_choice", "_end", "_extras", "_least")
 
-    def __init__(self, before: bytes, after: bytes, told: PartDelta) -> None:
-        self.before = before
-        self.after = after
-        self.begin, self.end = len(before), -len(after)
+    def __init__(self, before: bytes, after: bytes, choice: int, extras: Extras | None) -> None:
+        self._before = before
+        self._after = after
+        self._begin, self._end = len(before), -len(after)
         """Where the text is."""
-        self.least = len(before) + len(after) + 3
-        """Bytes of a frame with a text: its quotes, and what is in them."""
-        self.choice: int = told.choice
-        self.extras: Extras | None = told.extras
+        self._least = len(before) + len(after) + 3
+        """Bytes with a text: its quotes, and what is in them."""
+        self._choice = choice
+        self._extras = extras
 
-    def text(self, data: bytes) -> str:
-        """The text of a frame that is the same but for that; empty if it is another."""
+    def told(self, data: bytes) -> PartDelta | None:
+        """What bytes tell that are the same but for their text; `None` if they are others."""
         if not (
-            data.startswith(self.before) and data.endswith(self.after) and len(data) >= self.least
+            data.startswith(self._before)
+            and data.endswith(self._after)
+            and len(data) >= self._least
         ):
-            return ""
+            return None
         try:
             # What is one string of JSON in the place of another changes nothing around it.
-            return _text(data[self.begin : self.end])
+            text = _text(data[self._begin : self._end])
         except (msgspec.DecodeError, UnicodeDecodeError):
-            return ""
+            return None
+        if not text:
+            return None
+        return PartDelta(choice=self._choice, text=text, extras=self._extras)
+
+    def within(self, before: bytes, after: bytes) -> Like:
+        """The same, with more around it."""
+        return Like(before + self._before, self._after + after, self._choice, self._extras)
 
 
-def _like(frame: Frame, told: Sequence[Event]) -> _Like | None:
+def _like(frame: Frame, told: Sequence[Event]) -> Like | None:
     """What the next frame may be like, if it is certain where the text of this one is."""
     match told:
         case [PartDelta() as delta] | [PartStarted(kind="text"), PartDelta() as delta] if (
@@ -68,7 +77,8 @@ def _like(frame: Frame, told: Sequence[Event]) -> _Like | None:
             at = data.find(quoted)
             # Without a backslash no string is written in two ways, nor has a quote in it.
             if 0 <= at == data.rfind(quoted) and b"\\" not in data:
-                return _Like(data[:at], data[at + len(quoted) :], delta)
+                after = data[at + len(quoted) :]
+                return Like(data[:at], after, delta.choice, delta.extras)
     return None
 
 
@@ -80,7 +90,8 @@ class Parser:
 
     def __init__(self) -> None:
         self._over = False
-        self._last_like: _Like | None = None
+        self.like: Like | None = None
+        """What the next frame is probably like; who is told by that need not have it fed."""
 
     def feed(self, frames: Sequence[Frame]) -> list[Event]:
         """The events that these frames tell."""
@@ -89,15 +100,15 @@ class Parser:
             for frame in frames:
                 if self._over:
                     break
-                like = None if frame.event else self._last_like
-                if like is not None and (text := like.text(frame.data)):
-                    events.append(PartDelta(choice=like.choice, text=text, extras=like.extras))
+                like = None if frame.event else self.like
+                if like is not None and (told := like.told(frame.data)):
+                    events.append(told)
                 elif frame.event != COMMENT:
-                    self._last_like = None
+                    self.like = None
                     before = len(events)
                     self._frame(frame, events)
                     if self.REPEATS and not frame.event:
-                        self._last_like = _like(frame, events[before:])
+                        self.like = _like(frame, events[before:])
         except Malformed as error:
             self._fail(_problems.of_malformed(error), events)
         return events

@@ -77,6 +77,10 @@ _MANY = 256
 class Counted:
     """An exchange whose last event always tells a usage, and all of it."""
 
+    __slots__ = (
+        "_asked", "_end", "_left", "_request", "_said", "_take", "_upstream", "dropped", "told",
+    )  # fmt: skip
+
     def __init__(self, asked: Exchange, upstream: Upstream, request: Request) -> None:
         self._asked = asked
         self._upstream = upstream
@@ -84,6 +88,8 @@ class Counted:
         self._said = _Said(keeps=_may_be_counted(upstream.traits))
         self._end: Finished | None = None
         self._left = False
+        self._take: Take | None = None
+        """Who takes what is told."""
         self.told: Usage | None = None
         """What it took in all, once that is known."""
         self.dropped = asked.dropped
@@ -110,7 +116,8 @@ class Counted:
         """As the exchange's own."""
         if self._end is not None:
             return [await self._told(self._end)]
-        batch = await self._asked.next(None if take is None else self._said.noted(take))
+        self._take = take
+        batch = await self._asked.next(None if take is None else self._taken)
         self._said.note(batch)
         match batch[-1:]:
             case [Failed() as end]:
@@ -126,6 +133,12 @@ class Counted:
             case [Finished(usage=usage)]:
                 self.told = usage
         return batch
+
+    def _taken(self, events: list[Event]) -> bool:
+        """Note what is taken."""
+        assert self._take is not None, "somebody takes it"  # noqa: S101
+        self._said.note(events)
+        return self._take(events)
 
     def _lacks(self, usage: Usage | None) -> bool:
         """Whether a usage does not tell all: no server tells how much of an answer was thought."""
@@ -158,6 +171,8 @@ def _may_be_counted(traits: Traits) -> bool:
 class _Said:
     """What an answer has said: its size, and if it `keeps` them its texts, by choice."""
 
+    __slots__ = ("_keeps", "_pieces", "_prompt", "_texts", "_thinking", "_thoughts", "ends", "size")
+
     def __init__(self, *, keeps: bool) -> None:
         self._keeps = keeps
         self._texts: dict[int, list[str]] = {}
@@ -174,7 +189,7 @@ class _Said:
         for event in events:
             if type(event) is PartDelta:  # nearly all of them
                 self._pieces += 1
-                self._take(event.choice, event.text)
+                self._add(event.choice, event.text)
                 if self._thinking and event.choice in self._thinking:
                     _keep(self._thoughts, event.text)
                 continue
@@ -184,23 +199,14 @@ class _Said:
                 case PartEnded():
                     self._thinking.discard(event.choice)
                 case PartStarted(name=str(name)):
-                    self._take(event.choice, name)
+                    self._add(event.choice, name)
                 case ChoiceEnded():
                     self.ends.append(event)
                 case Progress(total=total):
                     self._prompt = total
 
-    def noted(self, take: Take) -> Take:
-        """The same, of which is noted what it takes."""
-
-        def noting(events: list[Event]) -> bool:
-            self.note(events)
-            return take(events)
-
-        return noting
-
-    def _take(self, choice: int, text: str) -> None:
-        self.size += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+    def _add(self, choice: int, text: str) -> None:
+        self.size += len(text) if text.isascii() else _size(text)
         if self._keeps:
             _keep(self._texts.setdefault(choice, []), text)
 

@@ -20,6 +20,7 @@ from tropilla import calls, ir
 from tropilla.dialects import Dialect
 from tropilla.dialects._ages import chat_streams
 from tropilla.dialects._openai import decode, sum_usages
+from tropilla.dialects._streams import Like
 from tropilla.exchanges.stops import Stops
 from tropilla.framing import COMMENT, Frame, Framer, framer
 from tropilla.ir import (
@@ -157,6 +158,12 @@ def _seeded(request: Request, number: int) -> Request:
 class _Single:
     """One request, one answer."""
 
+    __slots__ = (
+        "_answer", "_back", "_body", "_bounded", "_extras", "_first", "_framed", "_framer", "_held",
+        "_like", "_over", "_parser", "_request", "_size", "_stops", "_take", "_told", "_upstream",
+        "_wire", "dropped",
+    )  # fmt: skip
+
     def __init__(
         self, upstream: Upstream, back: Dialect, request: Request, *, extras: bool
     ) -> None:
@@ -177,8 +184,15 @@ class _Single:
         """Of the answer, if that is a stream."""
         self._answer: Incoming | None = None
         self._first = b""
+        self._bounded = not request.stream
+        """Whether a stream is kept until all of it has come; then it has so many bytes:"""
         self._size = 0
-        """Bytes of it, as a stream, that are kept until all of it has come."""
+        self._take: Take | None = None
+        """Who takes what is told."""
+        self._like: Like | None = None
+        """What the parser said that the next frame is probably like."""
+        self._framed: Like | None = None
+        """The same for a piece that is one frame, once such ones have come."""
         self._told: list[Event] = []
         """What nobody has taken."""
         self._over = False
@@ -239,7 +253,7 @@ class _Single:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._upstream.heard.pop(self, None)
+        self._upstream.heard.discard(self)
         stops, held = self._stops, self._held
         cut = (stops is not None and stops.hit) or (held is not None and held.hit)
         if self._over and not cut and kind is None and self._answer is not None:
@@ -262,7 +276,7 @@ class _Single:
                 _check(body, self._back)
                 whole = self._back.parse_answer(body, self._request)
                 self._tell(list(ir.unfold(whole, extras=self._extras)), None)
-            elif await self._pour(answer, self._framer, take):
+            elif await self._pour(answer, take):
                 self._tell(self._parser.feed(self._framer.end()) + self._parser.end(), None)
         except Malformed as error:
             problem = Problem(kind="upstream_failed", message=error.problem.message, retryable=True)
@@ -271,28 +285,44 @@ class _Single:
             self._tell(self._parser.abort(error.problem), None)
         return self._told
 
-    async def _pour(self, answer: Incoming, framer: Framer, take: Take | None) -> bool:
+    @property
+    def since(self) -> float:
+        """When the last sign of life came, or the next one was first waited for (`monotonic`)."""
+        return monotonic() if self._answer is None else self._answer.since
+
+    async def _pour(self, answer: Incoming, take: Take | None) -> bool:
         """Read on, as long as what is read is taken; whether that was all of it."""
-
-        def read(piece: bytes) -> bool:
-            if not self._request.stream:
-                self._size += len(piece)
-                if self._size > incoming.MAX_WHOLE:
-                    raise ProblemError(incoming.too_much(answer.url))
-            frames = framer.feed(piece)
-            self._upstream.hears(self, monotonic(), pinged=_is_ping(frames))
-            return self._tell(self._parser.feed(frames), take)
-
-        heard = self._upstream.heard
+        self._take = take
         # Silence counts only while it is listened to: a slow client is not a dead upstream.
-        heard[self] = monotonic()
+        answer.since = monotonic()
+        self._upstream.heard.add(self)
         try:
             first, self._first = self._first, b""
-            if first and not read(first):
+            if first and not self._read(first):
                 return False
-            return not await answer.pour(read)
+            return not await answer.pour(self._read)
         finally:
-            heard.pop(self, None)
+            self._upstream.heard.discard(self)
+
+    def _read(self, piece: bytes) -> bool:
+        """Take a piece of the stream; whether the next one may come."""
+        if self._bounded:
+            self._size += len(piece)
+            if self._size > incoming.MAX_WHOLE:
+                raise ProblemError(incoming.too_much(self._upstream.link.url))
+        if self._framed is not None and (told := self._framed.told(piece)) is not None:
+            return self._tell([told], self._take)
+        assert self._framer is not None, "it is a stream"  # noqa: S101
+        frames = self._framer.feed(piece)
+        if _is_ping(frames):
+            self._upstream.pinged(monotonic() - self.since)
+        events = self._parser.feed(frames)
+        like, around = self._parser.like, self._framer.around()
+        if like is None or like is not self._like or around is None:
+            self._like, self._framed = like, None
+        elif self._framed is None:
+            self._framed = like.within(*around)
+        return self._tell(events, self._take)
 
     def _tell(self, events: list[Event], take: Take | None) -> bool:
         """Have events taken, if they are not the last; whether the next ones may come."""

@@ -38,6 +38,8 @@ _BINDING = ("grammar", "json_schema")
 class Joint:
     """What a stream has told, as far as another upstream could go on with it."""
 
+    __slots__ = ("_able", "_goes_on", "_limit", "_open", "_texts", "pieces", "problem")
+
     def __init__(self, request: Request, *, wanted: bool) -> None:
         self._able = wanted and _is_plain(request)
         self._limit = request.max_tokens
@@ -64,18 +66,18 @@ class Joint:
         if not self._able:
             return events
         for event in events:
+            if type(event) is PartDelta:  # nearly all of them
+                self._texts.append(event.text)
+                self.pieces += len(event.tokens) if event.tokens else event.text != ""
+                continue
             match event:
-                case PartDelta(text=text, tokens=tokens):
-                    self._texts.append(text)
-                    self.pieces += len(tokens) if tokens else text != ""
                 case PartStarted(kind="text"):
                     self._open = True
                 case PartStarted() | ChoiceEnded():
                     self._able = False
-        match events[-1:]:
-            case [Failed(problem=problem)] if problem.retryable and self._able:
-                self.problem = problem
-                return [event for event in events[:-1] if not isinstance(event, PartEnded)]
+                case Failed(problem=problem) if problem.retryable and self._able:
+                    self.problem = problem
+                    return [event for event in events[:-1] if not isinstance(event, PartEnded)]
         return events
 
     def may_go_on(self, traits: Traits, request: Request) -> bool:

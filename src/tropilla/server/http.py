@@ -139,6 +139,12 @@ class Call:
 class Connection(asyncio.Protocol):
     """One connection of a client."""
 
+    __slots__ = (
+        "_blank", "_body", "_call", "_counted", "_drained", "_fault", "_held", "_limit", "_lingers",
+        "_listener", "_loop", "_resting", "_since", "_stalled", "_transport", "_unsent", "_wanted",
+        "gone", "task",
+    )  # fmt: skip
+
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._loop = listener.loop

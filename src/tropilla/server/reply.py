@@ -78,6 +78,11 @@ def _one_line(value: str) -> str:
 class Reply:
     """Writes one answer; `write` waits while the client does not read."""
 
+    __slots__ = (
+        "_bodiless", "_chunks", "_old", "_to", "began", "ended", "keeps", "more", "request_id",
+        "shared", "started", "status", "told",
+    )  # fmt: skip
+
     def __init__(
         self, connection: Connection, request_id: str, *, headless: bool, old: bool
     ) -> None:

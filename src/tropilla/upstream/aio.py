@@ -41,6 +41,7 @@ class _Answer(Incoming):
         self._read = response.content.readany
 
     async def read(self) -> bytes:
+        self.since = monotonic()
         try:
             # After an invalid chunk aiohttp's own limits are forgotten, and its reader waits.
             async with asyncio.timeout(self._limit):

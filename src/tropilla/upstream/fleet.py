@@ -255,7 +255,7 @@ class Fleet:
                 for one in upstream.silent(monotonic()):
                     text = "{upstream} is dead: three signs of life did not come."
                     log.warning("upstream.dead", text, upstream=upstream.name)
-                    upstream.heard.pop(one)
+                    upstream.heard.discard(one)
                     one.give_up()
             self.looks += 1
 

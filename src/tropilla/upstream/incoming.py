@@ -36,13 +36,15 @@ MAX_HEADERS = 128
 class Incoming:
     """An answer on its way: its head has come, and its body comes piece by piece."""
 
-    __slots__ = ("content_type", "hide", "retry_after", "status", "url")
+    __slots__ = ("content_type", "hide", "retry_after", "since", "status", "url")
 
     def __init__(self, url: str) -> None:
         self.url = url
         """Of the upstream, as it may be shown."""
         self.status = 0
         self.content_type = ""
+        self.since = 0.0
+        """When the last sign of life came, or somebody began to wait for one (`monotonic`)."""
         self.retry_after: float | None = None
         """In seconds, where the upstream says so."""
         self.hide: Callable[[bytes], bytes] = bytes

@@ -7,8 +7,8 @@ connection ends at once, before a byte of the answer has come, the request is pu
 new one.
 
 A piece of the body is handed over as it came: who has it poured gets it at once, in the callback
-of the socket, and that costs no task, no timer and no future. Nothing is read from the socket while
-too much waits for its reader.
+of the socket, and that costs no task, no timer and no future. What is one chunk, no more and no
+less, goes past the parser. Nothing is read from the socket while too much waits for its reader.
 Heads and trailers are bounded, and so is the time in which they come.
 """
 
@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
+from time import monotonic
 from typing import Any, Final, TypeAlias, cast
 from urllib.parse import quote, urlsplit
 
@@ -39,6 +40,8 @@ _MOST_AHEAD = 64 * 1024
 """Bytes of a body that wait for their reader, before no more is read from the socket."""
 _MOST_IDLE = 256
 """Connections that are kept for the next request."""
+_MOST_CHUNK = 4096
+"""Bytes of a chunk that is looked for where one should be, with all that frames it."""
 _MOST_HEADS = 256
 """Heads of requests that are not put together again."""
 _LARGE_BYTES = 64 * 1024
@@ -58,13 +61,30 @@ class _Garbage(Exception):  # noqa: N818 - what was read, no failure of ours
     """What the parser does not mind, and we do."""
 
 
+_sizes: dict[int, bytes] = {}
+"""How a chunk begins that has so many bytes in all, as far as such ones came."""
+
+
+def _size_line(size: int) -> bytes:
+    """How a chunk begins that has so many bytes in all; empty if there is none of that size."""
+    if size > _MOST_CHUNK:
+        return b""
+    for digits in range(1, 5):
+        if (told := size - digits - 4) > 0 and len(line := b"%x\r\n" % told) == digits + 2:
+            break
+    else:
+        line = b""
+    _sizes[size] = line
+    return line
+
+
 class _Answer(Incoming):
     """One exchange: llhttp tells it of the answer, and a reader takes that."""
 
     __slots__ = (
-        "_barren", "_bodiless", "_connection", "_head_bytes", "_headed", "_headers", "_held",
-        "_into", "_keeps", "_loop", "_over", "_parser", "_pieces", "_problem", "_silence", "_since",
-        "_timer", "_until", "_until_end", "_waiter", "answered", "lost",
+        "_barren", "_between", "_bodiless", "_chunk", "_connection", "_head_bytes", "_headed",
+        "_headers", "_held", "_into", "_keeps", "_loop", "_over", "_parser", "_pieces", "_problem",
+        "_silence", "_timer", "_until", "_until_end", "_waiter", "answered", "lost",
     )  # fmt: skip
 
     def __init__(
@@ -84,9 +104,7 @@ class _Answer(Incoming):
         self._silence = silence
         """Seconds in which there must be a sign of life, while somebody waits for it."""
         self._until = until
-        """When all of it must have come, by the loop's time."""
-        self._since = 0.0
-        """When the last sign of life came, or somebody began to wait for the next."""
+        """When all of it must have come (`monotonic`)."""
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._into: Callable[[bytes], bool] | None = None
@@ -94,6 +112,10 @@ class _Answer(Incoming):
         self._pieces: list[bytes] = []
         self._held = 0
         """Bytes in them."""
+        self._chunk = True
+        """Whether a chunk has begun and not ended, or there are none."""
+        self._between = False
+        """Whether the next byte is the first of a chunk."""
         self._barren = 0
         """Bytes since the last that told anything."""
         self._headers = 0
@@ -121,6 +143,14 @@ class _Answer(Incoming):
 
     def feed(self, data: bytes) -> None:
         """Take what has come."""
+        into = self._into
+        if self._between and into is not None and self._waits:
+            line = _sizes.get(len(data))
+            if line is None:
+                line = _size_line(len(data))
+            if line and data.startswith(line) and data.endswith(b"\r\n"):
+                self._give(data[len(line) : -2], into)
+                return
         self.answered = True
         self._barren += len(data)
         if self._over:
@@ -134,10 +164,11 @@ class _Answer(Incoming):
                 else:
                     self._no_http(error.__context__ or error)
             else:
+                self._between = not self._chunk and data.endswith(b"\r\n")
                 if self._barren > incoming.MAX_HEAD:
                     self._no_http(_TOO_LARGE)
-        if self._into is not None and self._pieces:
-            self._hand_over(self._into)
+        if into is not None and self._pieces and self._waits:
+            self._give(self._taken(), into)
 
     def unasked(self) -> None:
         """The server has spoken before it was asked."""
@@ -180,6 +211,7 @@ class _Answer(Incoming):
                 self._until_end = False
             case b"transfer-encoding":
                 self._until_end = False
+                self._chunk = False
                 if not value.lower().endswith(b"chunked"):
                     raise _Garbage("it is encoded in a way that nobody asked for")
 
@@ -200,6 +232,12 @@ class _Answer(Incoming):
         if self._into is None and self._waiter is not None:
             self._wake()
 
+    def on_chunk_header(self) -> None:
+        self._chunk = True
+
+    def on_chunk_complete(self) -> None:
+        self._chunk = False
+
     def on_message_complete(self) -> None:
         if self._headed:
             self._over = True
@@ -208,7 +246,7 @@ class _Answer(Incoming):
         else:
             # An interim answer (1xx) tells only that there is somebody.
             self.content_type, self.retry_after = "", None
-            self._since = self._loop.time()
+            self.since = monotonic()
 
     # What a reader wants.
 
@@ -247,18 +285,21 @@ class _Answer(Incoming):
             elif not into(piece):
                 return True
 
-    def _hand_over(self, into: Callable[[bytes], bool]) -> None:
-        """Give what has come to who takes it at once; unless it was woken already, to take it."""
-        waiter = self._waiter
-        if waiter is None or waiter.done():
-            return
+    @property
+    def _waits(self) -> bool:
+        """Whether somebody waits, and was not woken."""
+        return self._waiter is not None and not self._waiter.done()
+
+    def _give(self, piece: bytes, into: Callable[[bytes], bool]) -> None:
+        """Give what has come to who takes it at once."""
         try:
-            more = into(self._taken())
+            more = into(piece)
         except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
-            self._waiter = None
-            waiter.set_exception(error)
+            waiter, self._waiter = self._waiter, None
+            if waiter is not None:
+                waiter.set_exception(error)
             return
-        self._since = self._loop.time()
+        self.since = monotonic()
         if not more:
             self._into = None
             self._wake()
@@ -291,23 +332,23 @@ class _Answer(Incoming):
 
     async def _more(self) -> None:
         """Wait until there is more to tell, whatever it is."""
-        self._since = self._loop.time()
+        self.since = monotonic()
         if self._timer is None:
-            self._timer = self._loop.call_at(self._due(), self._look)
+            self._timer = self._loop.call_later(self._due() - monotonic(), self._look)
         self._waiter = self._loop.create_future()
         await self._waiter
 
     def _due(self) -> float:
-        return min(self._since + self._silence, self._until)
+        return min(self.since + self._silence, self._until)
 
     def _look(self) -> None:
         """It may have been silent for too long: while nobody listens, that does not count."""
-        now = self._loop.time()
+        now = monotonic()
         if self._waiter is None:
-            self._since = now
+            self.since = now
         self._timer = None
         if now < self._due():
-            self._timer = self._loop.call_at(self._due(), self._look)
+            self._timer = self._loop.call_later(self._due() - now, self._look)
         elif not self._over and self._problem is None:
             self._fail(incoming.silent(self.url) if self._headed else incoming.late(self.url))
 
@@ -337,6 +378,11 @@ class _Answer(Incoming):
 
 class _Connection(asyncio.Protocol):
     """One connection, for one answer after another."""
+
+    __slots__ = (
+        "_answer", "_client", "_poll", "_resting", "_transport", "_unasked", "gone", "loop",
+        "since", "used",
+    )  # fmt: skip
 
     def __init__(self, client: Client, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client
@@ -471,8 +517,8 @@ class Client:
         loop = asyncio.get_running_loop()
         silence, until = self._timeouts.idle, math.inf
         if seconds is not None:
-            silence, until = math.inf, loop.time() + seconds
-        connection, began = self._take(loop.time()), loop.time()
+            silence, until = math.inf, monotonic() + seconds
+        connection, began = self._take(monotonic()), monotonic()
         lost = False
         while True:
             if connection is None:
@@ -489,7 +535,7 @@ class Client:
                 await answer.head()
             except ProblemError:
                 answer.leave()
-                at_once = loop.time() - began <= incoming.STALE_SECONDS
+                at_once = monotonic() - began <= incoming.STALE_SECONDS
                 if not (used and at_once) or answer.answered or not answer.lost:
                     raise
                 connection, lost = None, True  # it was dead already
@@ -532,9 +578,9 @@ class Client:
             ProblemError: the server cannot be reached.
         """
         limited = until == math.inf
-        due = loop.time() + self._timeouts.connect if limited else until
+        left = self._timeouts.connect if limited else until - monotonic()
         try:
-            async with asyncio.timeout_at(due):
+            async with asyncio.timeout(left):
                 one = await self._open(loop)
         except TimeoutError as error:
             if error.errno:  # the kernel's
@@ -590,7 +636,7 @@ class Client:
 
     def keep(self, one: _Connection) -> None:
         """Keep a connection for the next request."""
-        one.since = one.loop.time()
+        one.since = monotonic()
         self._idle.append(one)
         if len(self._idle) > _MOST_IDLE:
             self._idle.popleft().abort()
@@ -602,7 +648,7 @@ class Client:
         self._sweep = None
         while self._idle:
             one = self._idle[0]
-            left = one.since + incoming.KEEP_SECONDS - one.loop.time()
+            left = one.since + incoming.KEEP_SECONDS - monotonic()
             if left > 0:
                 self._sweep = one.loop.call_later(left, self._sweep_out)
                 return

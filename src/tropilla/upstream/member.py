@@ -39,6 +39,10 @@ class Offer(NamedTuple):
 class Listener(Protocol):
     """Who hears an answer."""
 
+    @property
+    def since(self) -> float:
+        """When the last sign of life came, or the next one was first waited for (`monotonic`)."""
+
     def give_up(self) -> None:
         """The upstream is dead, though its connection is not."""
 
@@ -96,8 +100,8 @@ class Upstream:
         """Set once the last of them is over."""
         self.max_scored_tokens = 0
         """How long a prompt may be whose probabilities it is asked for."""
-        self.heard: dict[Listener, float] = {}
-        """Since when each answer is listened for (`monotonic`)."""
+        self.heard: set[Listener] = set()
+        """Who listens for an answer just now."""
         self.ping = _ENGINE_PING_SECONDS if ours else None
         """The longest that it is silent, in seconds, once it has shown that it says so."""
         self.tells_busy = True
@@ -105,20 +109,17 @@ class Upstream:
         self.recheck = asyncio.Event()
         self.doubted = False
 
-    def hears(self, one: Listener, now: float, *, pinged: bool) -> None:
-        """There was a sign of life; one that says nothing else tells how often there is one."""
-        if pinged:
-            silent = now - self.heard.get(one, now)
-            if silent >= _LEAST_PING_SECONDS:
-                self.ping = silent if self.ping is None else min(self.ping, silent)
-        self.heard[one] = now
+    def pinged(self, silent: float) -> None:
+        """There was a sign of life that says nothing else, after so many seconds of silence."""
+        if silent >= _LEAST_PING_SECONDS:
+            self.ping = silent if self.ping is None else min(self.ping, silent)
 
     def silent(self, now: float) -> list[Listener]:
         """Answers of which three signs of life are missing."""
         if self.ping is None:
             return []
         limit = _MISSED * self.ping
-        return [one for one, last in self.heard.items() if now - last > limit]
+        return [one for one in self.heard if now - one.since > limit]
 
     def doubt(self) -> None:
         """It has not what it was believed to have: what it is now, a probe tells at once."""

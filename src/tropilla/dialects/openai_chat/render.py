@@ -39,15 +39,29 @@ from tropilla.ir import (
 class _Renderer(ChunkRenderer):
     """Writes chunks."""
 
+    __slots__ = ("_begin_text", "_calls", "_kinds", "_more", "_old", "_text_of")
+
     def __init__(self, request: Request, stamp: Stamp) -> None:
         super().__init__(request, stamp)
         self._kinds: dict[int, PartKind] = {}
+        self._text_of = -1
+        """The choice whose text was begun last."""
+        self._begin_text = b""
+        """What is before each token of it."""
         self._calls: dict[int, int] = {}
         self._more: dict[int, bytes] = {}
         """Around what is told of the arguments of the open call."""
         self._old = _is_old(request)
 
     def feed(self, event: Event) -> bytes:
+        if (
+            type(event) is PartDelta
+            and event.choice == self._text_of
+            and event.extras is None
+            and event.logprobs is None
+        ):
+            # Nearly all of them.
+            return b"%b%b%b" % (self._begin_text, encode(event.text), self._after)
         match event:
             case PartDelta():
                 return self._delta(event)
@@ -118,6 +132,12 @@ class _Renderer(ChunkRenderer):
 
     def _part(self, event: PartStarted) -> bytes:
         self._kinds[event.choice] = event.kind
+        if event.kind == "text":
+            self._text_of = event.choice
+            start = b'%b"choices":[{"index":%d,"delta":{"content":'
+            self._begin_text = start % (self._before, event.choice)
+        elif event.choice == self._text_of:
+            self._text_of = -1
         if event.kind != "tool_call":
             return b""
         number = self._calls.get(event.choice, -1) + 1
