@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import threading
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from doubles.upstream import DEADLINE
 from tropilla.accounts.store import StoreError, migrations, open_store
+from tropilla.accounts.store.sqlite import Sqlite
 
 pytestmark = pytest.mark.anyio
 
@@ -32,6 +34,43 @@ async def test_what_is_written_is_all_there_or_not_at_all(store_url: str) -> Non
         await store.write((add, [(3, "z")]), (add, [(2, "again")]))
     assert await store.read("SELECT a, b FROM t WHERE a > $1 OR a < $1", 0) == [(2, "y")]
     await store.close()
+
+
+async def test_what_was_left_before_it_was_begun_is_not_done(tmp_path: Path) -> None:
+    store = await Sqlite.open(str(tmp_path / "accounts.db"), migrate=True)
+    await store.write(("CREATE TABLE t (a BIGINT PRIMARY KEY)", [()]))
+    add = "INSERT INTO t (a) VALUES ($1)"
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def long() -> None:
+        begun.set()
+        assert goes_on.wait(DEADLINE)
+        raise apsw.Error("nobody hears it")
+
+    held = asyncio.create_task(store._in(store._writing, long))
+    left = asyncio.create_task(store.write((add, [(1,)])))
+    waits = asyncio.create_task(store.write((add, [(2,)])))
+    await asyncio.to_thread(begun.wait, DEADLINE)
+    held.cancel()
+    left.cancel()
+    await asyncio.wait((held, left))
+    goes_on.set()
+    assert await waits == [1]
+    assert await store.read("SELECT a FROM t") == [(2,)]
+    await store.close()
+
+
+async def test_a_file_that_is_closed_at_once_has_what_was_written_before(tmp_path: Path) -> None:
+    store = await open_store(at(tmp_path))
+    await store.write(("CREATE TABLE t (a BIGINT)", [()]))
+    add = ("INSERT INTO t (a) VALUES ($1)", [(1,)])
+    writes = [asyncio.create_task(store.write(add)) for _ in range(20)]
+    await asyncio.sleep(0)
+    await store.close()
+    assert await asyncio.gather(*writes) == [[1]] * 20
+    again = await open_store(at(tmp_path))
+    assert await again.read("SELECT count(*) FROM t") == [(20,)]
+    await again.close()
 
 
 async def test_two_processes_may_use_one_store(store_url: str) -> None:

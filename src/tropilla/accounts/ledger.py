@@ -86,8 +86,9 @@ class Ledger:
         self._cost = cost
         self._rows: list[Row] = []
         self._limited: Limited = {}
-        self._safe = asyncio.get_running_loop().create_future()
-        """Done once the rows that gather now are safe."""
+        self._loop = asyncio.get_running_loop()
+        self._waiters: list[asyncio.Future[None]] = []
+        """Who waits for the rows that gather now; each alone: who leaves leaves the others."""
         self._writer: asyncio.Task[None] | None = None
         self._catcher: asyncio.Task[None] | None = None
         if spool.rows:
@@ -125,10 +126,10 @@ class Ledger:
             self._limit(record)
             return
         self._rows.append(self._row(record))
-        safe = self._safe
+        safe = self._loop.create_future()
+        self._waiters.append(safe)
         self._write_soon()
-        # Whoever leaves meanwhile leaves the others' rows alone.
-        await asyncio.shield(safe)
+        await safe
 
     def over(self, record: Record) -> None:
         """Whoever left has a row too."""
@@ -167,7 +168,7 @@ class Ledger:
             _bounded(record.written),
             None if record.reasoning is None else _bounded(record.reasoning),
             int(record.estimated),
-            max(0, min(self._cost(record), _MOST_COST)),
+            _bounded(self._cost(record), _MOST_COST),
             record.queued * 1000,
             None if record.first is None else record.first * 1000,
             took * 1000,
@@ -175,17 +176,19 @@ class Ledger:
 
     def _write_soon(self) -> None:
         if self._writer is None or self._writer.done():
-            self._writer = asyncio.get_running_loop().create_task(self._write())
+            self._writer = self._loop.create_task(self._write())
 
     async def _write(self) -> None:
         """Have safe what has gathered, until nothing gathers any more."""
         gathers = True
         while gathers:
             rows, self._rows = self._rows, []
-            safe, self._safe = self._safe, asyncio.get_running_loop().create_future()
+            waiters, self._waiters = self._waiters, []
             if self._spool.rows or not await self._keep(rows):
                 await self._put_aside(rows)
-            safe.set_result(None)
+            for safe in waiters:
+                if not safe.done():
+                    safe.set_result(None)
             if len(rows) >= _CROWD:
                 # Where many end at once they share a transaction; who ends alone waits for nobody.
                 await asyncio.sleep(_GATHER_SECONDS)
@@ -215,7 +218,7 @@ class Ledger:
 
     def _catch_up_soon(self) -> None:
         if self._catcher is None or self._catcher.done():
-            self._catcher = asyncio.get_running_loop().create_task(self._catch_up())
+            self._catcher = self._loop.create_task(self._catch_up())
 
     async def _catch_up(self) -> None:
         """Bring the spool to the store, as soon as that works again."""
@@ -283,8 +286,12 @@ def sums(rows: Iterable[Row], limited: Limited) -> list[Row]:
 
 def _cut(text: str) -> str:
     """Not more of a text than a row has place for, and nothing that no store takes."""
+    if len(text) <= _MOST_TEXT and text.isascii() and "\0" not in text:
+        return text  # as almost all are
     return text[:_MOST_TEXT].encode("utf-8", "replace").decode().replace("\0", "?")
 
 
-def _bounded(tokens: int) -> int:
-    return max(0, min(tokens, _MOST_TOKENS))
+def _bounded(number: int, most: int = _MOST_TOKENS) -> int:
+    if 0 <= number <= most:
+        return number  # as almost all are
+    return most if number > 0 else 0
