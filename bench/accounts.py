@@ -30,6 +30,7 @@ from tropilla.accounts.valkey import Valkey
 from tropilla.config import BudgetConfig, LimitsConfig, RepeatsConfig, ResponsesConfig
 from tropilla.ir import JsonObject
 from tropilla.record import Record
+from tropilla.server.http import _request_id
 
 ROUNDS = 5
 TIMES = 2_000
@@ -46,10 +47,11 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = await open_store(f"sqlite:///{folder}/accounts.db")
         try:
-            await _row(store, Path(folder))
+            await _row(store, Path(folder), "a new one")
             await _responses(store, "SQLite")
             await _repeats(store, "SQLite")
             await _question(store)
+            await _row(store, Path(folder), f"one of {ROWS} rows")
         finally:
             await store.close()
     if databases.postgres_bin() is not None:
@@ -68,16 +70,13 @@ def _tell(value: float, unit: str, what: str) -> None:
     sys.stdout.flush()
 
 
-async def _row(store: Store, folder: Path) -> None:
+async def _row(store: Store, folder: Path, which: str) -> None:
     """A row, as a request has it written: with others that end at the same time."""
     ledger = Ledger(store, Spool(folder / "spool", 2**30))
-    number = 0
 
     async def client() -> None:
-        nonlocal number
         for _ in range(TIMES // AT_ONCE):
-            number += 1
-            record = Record(f"req_{number}", "POST", "/v1/chat/completions", time.perf_counter())
+            record = Record(_request_id(), "POST", "/v1/chat/completions", time.perf_counter())
             record.metered, record.model, record.key = True, "m", "key"
             record.entered = True
             await ledger.enter(record)
@@ -90,7 +89,7 @@ async def _row(store: Store, folder: Path) -> None:
         best = min(best, (time.process_time() - began) / TIMES)
         loop = min(loop, (time.thread_time() - ours) / TIMES)
     await ledger.close()
-    _tell(loop * 1e6, "us", f"a row of the ledger, {AT_ONCE} at once: of the gateway's own thread")
+    _tell(loop * 1e6, "us", f"a row of the ledger, {which}, {AT_ONCE} at once: of its own thread")
     _tell(best * 1e6, "us", "the same, with the thread that writes to SQLite")
 
 
@@ -156,7 +155,7 @@ def _rows(first: int) -> Iterator[Row]:
     now = time.time()
     for number in range(first, first + _BATCH):
         told: dict[str, str | int | float | None] = dict.fromkeys(COLUMNS, 0)
-        told |= {"id": f"row_{number}", "at": now - number / ROWS * _DAYS * 86400}
+        told |= {"id": _request_id(), "at": now - number / ROWS * _DAYS * 86400}
         told |= {"key": f"key{number % 40}", "model": f"model{number % 3}", "prompt": 100}
         told |= dict.fromkeys(("upstream", "dialect", "path", "session", "problem"), "")
         yield tuple((told | {"finish": "stop", "written": 50, "first_ms": None}).values())

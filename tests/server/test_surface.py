@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,16 @@ async def test_every_answer_has_an_id_and_its_time_and_may_be_read_by_a_browser(
         assert "llama" not in answer.headers.get("server", "")
     ids = [answer.headers["x-request-id"] for answer in answers]
     assert len(set(ids)) == len(ids)
+
+
+async def test_an_id_is_later_than_those_before_and_nobody_can_guess_it(
+    gateway: Serve, double: Double
+) -> None:
+    tropilla = await gateway(double)
+    ids = [(await tropilla.ask("GET", "/health")).headers["x-request-id"] for _ in range(300)]
+    assert all(re.fullmatch(r"req_[0-9a-f]{32}", one) for one in ids)
+    assert ids == sorted(ids)
+    assert len({one[-20:] for one in ids}) == len(ids)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/health", "/nothing", "*"])

@@ -565,12 +565,16 @@ _chance = io.BytesIO()
 
 
 def _request_id() -> str:
-    """A name for a request that nobody can guess; chance is fetched for many of them at once."""
+    """A name for a request that nobody can guess; chance is fetched for many of them at once.
+
+    It begins with the time, so that an index of them grows at its end alone: if they fell anywhere,
+    each row of a long ledger would be written with a page of its own.
+    """
     global _chance  # noqa: PLW0603
-    if not (some := _chance.read(16)):
-        _chance = io.BytesIO(os.urandom(16 * 256))
-        some = _chance.read(16)
-    return f"req_{some.hex()}"
+    if not (some := _chance.read(10)):
+        _chance = io.BytesIO(os.urandom(10 * 256))
+        some = _chance.read(10)
+    return f"req_{time.time_ns() >> 16:012x}{some.hex()}"
 
 
 def _too_large(limit: int) -> Problem:
