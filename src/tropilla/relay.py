@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 import msgspec
 
 from tropilla import calls, dialects, ir, log, templates, turns
-from tropilla.dialects import Dialect, Stamp, StreamRenderer
+from tropilla.dialects import Dialect, Stamp
 from tropilla.dialects._ages import chat_tells
 from tropilla.dialects._openai import decode
 from tropilla.exchanges.completing import Asked
@@ -95,7 +95,7 @@ async def generate(
     ask = ask_of(request, origin, alone=len(fleet.upstreams) == 1)
     ticket = Ticket()
     joint = Joint(request, wanted=fleet.failover)
-    telling = Telling(front, request, reply, lambda: fleet.place(ticket))
+    telling = Telling(front, request, reply, record, joint, lambda: fleet.place(ticket))
 
     async def work(lease: Lease) -> float | None:
         try:
@@ -333,35 +333,6 @@ class _Headers:
         return told | dialects.dropped_header(self._answer.dropped)
 
 
-class _Passing:
-    """What passes from an upstream's socket to the client's, and wakes nobody."""
-
-    __slots__ = ("_joint", "_record", "_renderer", "_telling")
-
-    def __init__(
-        self, renderer: StreamRenderer, record: Record, telling: Telling, joint: Joint
-    ) -> None:
-        self._renderer = renderer
-        self._record = record
-        self._telling = telling
-        self._joint = joint
-
-    def take(self, batch: list[Event]) -> bool:
-        """Tell what has come; whether more may come."""
-        batch = self._joint.joined(batch)
-        if len(batch) == 1:  # nearly always a token
-            event = batch[0]
-            data = self._renderer.feed(event)
-            if type(event) is not ir.PartDelta:
-                self._record.take(batch)
-        else:
-            feed = self._renderer.feed
-            data = b"".join([feed(event) for event in batch])
-            if batch and type(batch[-1]) is not ir.PartDelta:
-                self._record.take(batch)
-        return not data or self._telling.push(data)
-
-
 async def _stream(
     stamp: Stamp,
     answer: Asked,
@@ -377,12 +348,11 @@ async def _stream(
         ProblemError: nothing was told yet; or another upstream can go on.
     """
     renderer = telling.renderer(stamp)
-    passing = _Passing(renderer, record, telling, joint)
     over = False
     while not over:
         try:
             # Once the head is sent, tokens pass from socket to socket without waking this.
-            batch = await answer.next(passing.take if telling.told else None)
+            batch = await answer.next(telling.take if telling.told else None)
             if not batch:
                 await telling.sent()
                 continue

@@ -15,7 +15,9 @@ from time import monotonic
 from typing import Protocol, Self
 
 from tropilla.dialects import Dialect, Stamp, StreamRenderer
-from tropilla.ir import Event, Request
+from tropilla.exchanges.failover import Joint
+from tropilla.ir import Event, PartDelta, Request
+from tropilla.record import Record
 
 SILENCE_SECONDS = 10.0
 """The longest that a client hears nothing of its stream."""
@@ -59,17 +61,26 @@ class Telling:
     """One stream to one client, as long as a `with` lasts; `place` is its place in the queue."""
 
     __slots__ = (
-        "_front", "_last", "_place", "_renderer", "_reply", "_request", "_sign", "_timer", "told",
+        "_front", "_joint", "_last", "_place", "_record", "_renderer", "_reply", "_request",
+        "_sign", "_timer", "told",
     )  # fmt: skip
 
     def __init__(
-        self, front: Dialect, request: Request, reply: Reply, place: Callable[[], int]
+        self,
+        front: Dialect,
+        request: Request,
+        reply: Reply,
+        record: Record,
+        joint: Joint,
+        place: Callable[[], int],
     ) -> None:
         self.told = False
         """Whether any of the answer has been told."""
         self._front = front
         self._request = request
         self._reply = reply
+        self._record = record
+        self._joint = joint
         self._place = place
         self._last = monotonic()
         self._timer: asyncio.TimerHandle | None = None
@@ -91,8 +102,21 @@ class Telling:
         self.told = True
         await self._send(data, headers)
 
-    def push(self, data: bytes) -> bool:
-        """Send more of the answer at once; whether the client reads as fast as that."""
+    def take(self, batch: list[Event]) -> bool:
+        """Tell more of the answer at once, but not its end; whether the client reads as fast.
+
+        This is where a token passes, from the upstream's socket to the client's.
+        """
+        renderer = self._renderer
+        assert renderer is not None, "some of it was told"  # noqa: S101
+        batch = self._joint.joined(batch)
+        if len(batch) == 1 and type(batch[0]) is PartDelta:  # nearly always
+            data = renderer.feed(batch[0])
+        else:
+            data = b"".join([renderer.feed(event) for event in batch])
+            self._record.take(batch)
+        if not data:
+            return True
         self._last = monotonic()
         return self._reply.push(data)
 

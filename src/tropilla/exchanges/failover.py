@@ -38,7 +38,7 @@ _BINDING = ("grammar", "json_schema")
 class Joint:
     """What a stream has told, as far as another upstream could go on with it."""
 
-    __slots__ = ("_able", "_goes_on", "_limit", "_open", "_texts", "pieces", "problem")
+    __slots__ = ("_able", "_goes_on", "_limit", "_more", "_open", "_texts", "problem")
 
     def __init__(self, request: Request, *, wanted: bool) -> None:
         self._able = wanted and _is_plain(request)
@@ -46,8 +46,8 @@ class Joint:
         self._texts: list[str] = []
         self._open = False
         self._goes_on = False
-        self.pieces = 0
-        """Tokens that were told: a llama.cpp server sends each alone."""
+        self._more = 0
+        """Tokens beyond one for each text."""
         self.problem: Problem | None = None
         """Why it broke off, if it has, and it is to go on."""
 
@@ -55,6 +55,11 @@ class Joint:
     def waits(self) -> bool:
         """Whether it has broken off, and nobody goes on yet."""
         return self.problem is not None and not self._goes_on
+
+    @property
+    def pieces(self) -> int:
+        """Tokens that were told: a llama.cpp server sends each alone."""
+        return sum(text != "" for text in self._texts) + self._more
 
     @property
     def text(self) -> str:
@@ -68,7 +73,8 @@ class Joint:
         for event in events:
             if type(event) is PartDelta:  # nearly all of them
                 self._texts.append(event.text)
-                self.pieces += len(event.tokens) if event.tokens else event.text != ""
+                if event.tokens:
+                    self._more += len(event.tokens) - (event.text != "")
                 continue
             match event:
                 case PartStarted(kind="text"):

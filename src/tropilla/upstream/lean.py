@@ -144,7 +144,7 @@ class _Answer(Incoming):
     def feed(self, data: bytes) -> None:
         """Take what has come."""
         into = self._into
-        if self._between and into is not None and self._waits:
+        if self._between and into is not None and self._waiter is not None:
             line = _sizes.get(len(data))
             if line is None:
                 line = _size_line(len(data))
@@ -167,7 +167,7 @@ class _Answer(Incoming):
                 self._between = not self._chunk and data.endswith(b"\r\n")
                 if self._barren > incoming.MAX_HEAD:
                     self._no_http(_TOO_LARGE)
-        if into is not None and self._pieces and self._waits:
+        if into is not None and self._pieces and self._waiter is not None:
             self._give(self._taken(), into)
 
     def unasked(self) -> None:
@@ -285,18 +285,13 @@ class _Answer(Incoming):
             elif not into(piece):
                 return True
 
-    @property
-    def _waits(self) -> bool:
-        """Whether somebody waits, and was not woken."""
-        return self._waiter is not None and not self._waiter.done()
-
     def _give(self, piece: bytes, into: Callable[[bytes], bool]) -> None:
-        """Give what has come to who takes it at once."""
+        """Give what has come to who takes it at once, and waits for more."""
         try:
             more = into(piece)
         except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
             waiter, self._waiter = self._waiter, None
-            if waiter is not None:
+            if waiter is not None and not waiter.done():
                 waiter.set_exception(error)
             return
         self.since = monotonic()
