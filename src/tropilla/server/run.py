@@ -45,8 +45,24 @@ _WATCH_SECONDS = 1.0
 """How often it is looked whether the file of settings has changed."""
 _YOUNG = 10_000
 """New objects after which Python looks for cycles among them; 700 is what it does by itself."""
+_TURN_SECONDS = 100e-6
+"""After which a thread that wants the interpreter is given it; 5 ms is what Python does by itself.
+
+A loop that is always busy lets go of it many times within that, each time for too short to be woken
+in: the threads that write the ledger and the log would then wait for seconds.
+"""
 _LAST_SECONDS = 2
 """How long answers may take to say that they are cut short."""
+
+
+def tune() -> None:
+    """Have Python work for one busy loop, and a few threads that write now and then."""
+    # What is there now stays: looking through it again and again would find nothing. A request
+    # leaves no cycles behind, so those of failures may wait a little longer too.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG)
+    sys.setswitchinterval(_TURN_SECONDS)
 
 
 def listen(config: Config, *, shared: bool = False) -> list[socket.socket]:
@@ -247,11 +263,7 @@ async def _serve(
     gateway = Gateway(config, fleet, accounts, meter, spans, memory, sharing.valkey)
     running = _Run(gateway, config, again)
     await fleet.start()
-    # What is there now stays: looking through it again and again would find nothing. A request
-    # leaves no cycles behind, so those of failures may wait a little longer too.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_YOUNG)
+    tune()
     if life is not None:
         asyncio.get_running_loop().add_reader(life, running.end_with, life)
     watch = asyncio.create_task(running.watch(file)) if file is not None else None
