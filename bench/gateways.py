@@ -130,7 +130,14 @@ def _flask(one: Gateway, port: int, upstreams: list[int], folder: Path) -> Start
     return Started([str(one.program), str(script), str(port), f"http://127.0.0.1:{upstreams[0]}"])
 
 
+def _bare(one: Gateway, port: int, upstreams: list[int], folder: Path) -> Started:
+    del folder
+    script = ROOT / "bench" / "peers" / "bare" / "relay.py"
+    return Started([str(one.program), str(script), str(port), str(upstreams[0])])
+
+
 _START = {
+    "bare": _bare,
     "tropilla": _tropilla,
     "nginx": _nginx,
     "smg": _smg,
@@ -152,6 +159,7 @@ def gateways() -> list[Gateway]:
     return [
         Gateway("tropilla", "with keys, usage, ledger, metrics, affinity, queue", own),
         Gateway("tropilla (translating)", "chat to /completion", own, translates=True),
+        Gateway("bare", "what a relay in Python costs at least", Path(sys.executable)),
         Gateway("nginx", "pass-through", Path(nginx) if nginx else None, "apt-get install nginx"),
         Gateway("smg", "cache-aware", _here(VENVS / "bench-smg/bin/smg"), peers),
         Gateway("litellm", "proxy", _here(VENVS / "bench-litellm/bin/litellm"), peers),

@@ -2,8 +2,9 @@
 
 Its client and its upstream are transports that only keep what is written, so that what is measured
 is Python's time and the loop's: what is left to gain, and where it goes (`--profile`). The books
-but for the metrics are left out. The best of many short rounds counts: on a machine that does other
-work, some of them are not disturbed.
+but for the metrics are left out. A token is measured in one stream, and in many that have one in
+turns: there its price is the memory that it touches. The best of many short rounds counts: on a
+machine that does other work, some of them are not disturbed.
 
     .venv/bin/python -m bench.inside --profile
 """
@@ -18,7 +19,8 @@ import pstats
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvloop
@@ -35,6 +37,7 @@ from tropilla.upstream.fleet import Fleet
 TOKENS = 16
 _ROUNDS = 100
 _LAST_CHUNK = b"0\r\n\r\n"
+_STREAMS = 200
 _PER_ANSWER = 50
 """An answer is had once where so many tokens would be: a round of either takes as long."""
 
@@ -121,7 +124,8 @@ async def _best(times: int, work: Callable[[], Awaitable[None]], *, profile: boo
     return min(rounds)
 
 
-async def _measure(*, translates: bool, times: int, profile: bool) -> None:
+async def _begun(*, translates: bool) -> Gateway:
+    """A gateway whose upstream was looked at, and is not there any more."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: double._Connection(TOKENS, 0), "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -129,19 +133,79 @@ async def _measure(*, translates: bool, times: int, profile: bool) -> None:
     upstream = UpstreamConfig(url=url, template=Classic() if translates else None)
     config = Config(upstreams=(upstream,), api_keys=("bench",))
     fleet = Fleet(config)
-    stage = _Stage(Gateway(config, fleet))
     await fleet.start()
     while fleet.state() != "ready":  # noqa: ASYNC110 - a turn or two
         await asyncio.sleep(0.01)
     await fleet.upstreams[0].link.close()
+    for watch in fleet._watches.values():
+        watch.cancel()
+    server.close()
+    return Gateway(config, fleet)
+
+
+@contextmanager
+def _upstreams(stage: Callable[[], _Stage]) -> Iterator[None]:
+    """Who opens a connection to an upstream has one of this stage."""
     original = lean.Client._open
 
     async def opened(client: lean.Client, loop: asyncio.AbstractEventLoop) -> lean._Connection:
-        return stage.open(client, loop)
+        return stage().open(client, loop)
 
     lean.Client._open = opened  # type: ignore[method-assign,assignment]
-    for watch in fleet._watches.values():
-        watch.cancel()
+    try:
+        yield
+    finally:
+        lean.Client._open = original  # type: ignore[method-assign]
+
+
+async def _measure_turns(*, translates: bool, times: int, profile: bool) -> None:
+    """Many streams at once, each of which has a token when all the others have had theirs."""
+    gateway = await _begun(translates=translates)
+    told = double.answers(TOKENS)[translates]
+    request = request_of(Plan(port=1, stream=True))
+    stages = [_Stage(gateway) for _ in range(_STREAMS)]
+    connections: list[lean._Connection] = []
+    with _upstreams(lambda: stages[len(connections)]):
+        for stage in stages:
+            connection = await stage.ask(request)
+            connections.append(connection)
+            connection.data_received(told.first + told.tokens[0])
+            while not stage.heard.written:  # noqa: ASYNC110 - a turn or two
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+    gc.collect()
+    gc.freeze()
+    rounds = max(times // _STREAMS, 1)
+
+    async def in_turns() -> None:
+        for number in range(rounds):
+            token = told.tokens[number % TOKENS]
+            for connection in connections:
+                connection.data_received(token)
+        for stage in stages:
+            stage.heard.written.clear()
+
+    await in_turns()
+    cost = await _best(rounds * _STREAMS, in_turns, profile=profile)
+    _tell(translates, f"a token of {_STREAMS} streams in turns", cost)
+    for stage, connection in zip(stages, connections, strict=True):
+        connection.data_received(told.last)
+        await stage.end(_LAST_CHUNK)
+
+
+def _tell(translates: bool, name: str, cost: float) -> None:  # noqa: FBT001 - it is whose cost
+    what = "chat to /completion" if translates else "the same dialect"
+    sys.stdout.write(f"{what}: {name}: {cost * 1e6:.1f} us\n")
+
+
+async def _measure(*, translates: bool, times: int, profile: bool) -> None:
+    stage = _Stage(await _begun(translates=translates))
+    with _upstreams(lambda: stage):
+        await _measure_one(stage, translates=translates, times=times, profile=profile)
+
+
+async def _measure_one(stage: _Stage, *, translates: bool, times: int, profile: bool) -> None:
+    """One client, one answer after the other."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)
@@ -170,7 +234,6 @@ async def _measure(*, translates: bool, times: int, profile: bool) -> None:
         connection.data_received(told.last)
         await stage.end(_LAST_CHUNK)
 
-    what = "chat to /completion" if translates else "the same dialect"
     for name, often, work in (
         (f"an answer of {TOKENS} tokens", answers, wholes),
         (f"a stream of {TOKENS} tokens that come at once", answers, streams),
@@ -178,8 +241,7 @@ async def _measure(*, translates: bool, times: int, profile: bool) -> None:
     ):
         await work()
         cost = await _best(often, work, profile=profile)
-        sys.stdout.write(f"{what}: {name}: {cost * 1e6:.1f} us\n")
-    lean.Client._open = original  # type: ignore[method-assign]
+        _tell(translates, name, cost)
 
 
 def main() -> None:
@@ -189,9 +251,10 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=2000, help="tokens of each round")
     asked = parser.parse_args()
     for translates in (False, True):
-        measured = _measure(translates=translates, times=asked.times, profile=asked.profile)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(measured)
+        for measure in (_measure, _measure_turns):
+            measured = measure(translates=translates, times=asked.times, profile=asked.profile)
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(measured)
 
 
 if __name__ == "__main__":
