@@ -110,10 +110,11 @@ class Telling:
         renderer = self._renderer
         assert renderer is not None, "some of it was told"  # noqa: S101
         batch = self._joint.joined(batch)
-        if len(batch) == 1 and type(batch[0]) is PartDelta:  # nearly always
+        if len(batch) == 1:  # nearly always
             data = renderer.feed(batch[0])
         else:
             data = b"".join([renderer.feed(event) for event in batch])
+        if batch and type(batch[-1]) is not PartDelta:
             self._record.take(batch)
         if not data:
             return True

@@ -127,7 +127,6 @@ def cuts(draw: st.DrawFn) -> list[bytes]:
 def test_it_is_poured_as_the_parser_would_have_told_it(cut: list[bytes]) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(lean, "_size_line", lambda _: b"")
-        patched.setattr(lean, "_sizes", {})
         parsed = poured(*cut)
     assert poured(*cut).told == parsed.told
 

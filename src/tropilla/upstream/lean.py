@@ -22,6 +22,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from ipaddress import ip_address
 from time import monotonic
 from typing import Any, Final, TypeAlias, cast
@@ -61,21 +62,13 @@ class _Garbage(Exception):  # noqa: N818 - what was read, no failure of ours
     """What the parser does not mind, and we do."""
 
 
-_sizes: dict[int, bytes] = {}
-"""How a chunk begins that has so many bytes in all, as far as such ones came."""
-
-
+@cache
 def _size_line(size: int) -> bytes:
     """How a chunk begins that has so many bytes in all; empty if there is none of that size."""
-    if size > _MOST_CHUNK:
-        return b""
     for digits in range(1, 5):
         if (told := size - digits - 4) > 0 and len(line := b"%x\r\n" % told) == digits + 2:
-            break
-    else:
-        line = b""
-    _sizes[size] = line
-    return line
+            return line
+    return b""
 
 
 class _Answer(Incoming):
@@ -143,16 +136,14 @@ class _Answer(Incoming):
 
     def feed(self, data: bytes) -> None:
         """Take what has come."""
-        into = self._into
-        if self._between and into is not None and self._waiter is not None:
-            line = _sizes.get(len(data))
-            if line is None:
-                line = _size_line(len(data))
+        into, size = self._into, len(data)
+        if self._between and size <= _MOST_CHUNK and into is not None and self._waiter is not None:
+            line = _size_line(size)
             if line and data.startswith(line) and data.endswith(b"\r\n"):
                 self._give(data[len(line) : -2], into)
                 return
         self.answered = True
-        self._barren += len(data)
+        self._barren += size
         if self._over:
             self._spoil()
         elif self._problem is None:

@@ -96,8 +96,11 @@ class _Renderer(ChunkRenderer):
         told = [self._plain(index, role) for index in range(self._request.choices)]
         return b"".join(told)
 
+    def _begin_delta(self, index: int) -> bytes:
+        return b'%b"choices":[{"index":%d,"delta":{' % (self._before, index)
+
     def _plain(self, index: int, delta: bytes) -> bytes:
-        return b'%b"choices":[{"index":%d,"delta":{%b%b' % (self._before, index, delta, self._after)
+        return self._begin_delta(index) + delta + self._after
 
     def _delta(self, event: PartDelta) -> bytes:
         kind = self._kinds[event.choice]
@@ -134,8 +137,7 @@ class _Renderer(ChunkRenderer):
         self._kinds[event.choice] = event.kind
         if event.kind == "text":
             self._text_of = event.choice
-            start = b'%b"choices":[{"index":%d,"delta":{"content":'
-            self._begin_text = start % (self._before, event.choice)
+            self._begin_text = self._begin_delta(event.choice) + b'"content":'
         elif event.choice == self._text_of:
             self._text_of = -1
         if event.kind != "tool_call":
